@@ -1,0 +1,49 @@
+"""Shared fixtures and hypothesis profiles of the suite.
+
+Profiles: ``ci`` (default) is a small sample with fixed seeds, ``quick`` the smallest useful one, ``slow`` the long search.
+Choose with ``--hypothesis-profile``; ``--slow`` also runs the tests marked ``slow`` and switches to the ``slow`` profile.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_COMMON = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
+settings.register_profile("quick", max_examples=5, derandomize=True, **_COMMON)
+settings.register_profile("slow", max_examples=300, **_COMMON)
+settings.load_profile("ci")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the long property searches and the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--slow"):
+        settings.load_profile("slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of numbers that the original Lumos-1 code produced; ``LUMOS_GOLDEN_DIR`` names it."""
+    folder = os.environ.get("LUMOS_GOLDEN_DIR")
+    if not folder:
+        pytest.skip("LUMOS_GOLDEN_DIR is not set: the golden vectors of the original code are not at hand")
+    path = Path(folder)
+    if not (path / "manifest.json").is_file():
+        pytest.fail(f"LUMOS_GOLDEN_DIR={folder} holds no manifest.json")
+    return path
