@@ -1,0 +1,1 @@
+"""The ``lumos`` command: one file per subcommand, dispatched by :mod:`lumos_engine.cli.main`."""
