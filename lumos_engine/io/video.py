@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -80,7 +80,7 @@ def read_video(
     path: str | os.PathLike[str],
     fps: float | None = None,
     max_frames: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Callable[[int, int], tuple[int, int]] | None = None,
     *,
     start: float = 0.0,
     max_pixels: int = MAX_PIXELS,
@@ -90,7 +90,8 @@ def read_video(
     Args:
         fps: frames per second returned: the frame shown at each k/fps (so frames repeat above the source's rate). None: every frame.
         max_frames: stop after that many. None: to the end.
-        size: (height, width); each frame is resized to cover and cropped (:func:`cover_and_crop`). None: as it is.
+        size: (height, width), or a function that gives it for the (height, width) of the first upright frame; frames are
+            resized to cover it and cropped (:func:`cover_and_crop`). None: as they are.
         start: seconds to skip.
         max_pixels: refuse what declares more height * width than this.
 
@@ -112,6 +113,8 @@ def read_video(
         for frame in shown:
             # The display matrix of phone videos: degrees counterclockwise, as rot90 turns.
             image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            if callable(size):
+                size = size(*image.shape[:2])
             frames.append(image if size is None else cover_and_crop(np.ascontiguousarray(image), *size))
             if len(frames) == max_frames:
                 break
