@@ -1,0 +1,128 @@
+"""Running the model on one frame and its history: through a paged KV cache, or by recomputing the whole sequence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..kv_cache import CacheStep, PagedKVCache
+from .canvas import TokenCanvas
+
+if TYPE_CHECKING:
+    from ..model import LumosModel
+
+
+class FrameForward(Protocol):
+    """What the frame loop needs of the model. ``query_tokens`` and ``cached_tokens`` describe the latest call, per sequence."""
+
+    query_tokens: tuple[int, ...]
+    cached_tokens: tuple[int, ...]
+
+    def hidden(self, frame: int) -> Tensor:
+        """Final hidden states [sequences, codes, width] of the frame's codes, as the canvas stands; history as committed."""
+
+    def commit(self, frame: int) -> None:
+        """Take the frame, as the canvas stands, into the history of later frames."""
+
+
+class CachedForward:
+    """All sequences in one packed call; keys and values of the history come from the cache.
+
+    The first call runs prompt, header, given frames and the frame in the making together and commits all but the last; later calls
+    run one frame. The pages of the frame in the making stay open and are overwritten by each step.
+
+    Args:
+        dropped: content tokens bool [content_tokens] whose keys a finished frame does not keep, or None.
+        first: the first frame to be generated; earlier ones are on the canvas already.
+        clean_frames: leading frames to which ``dropped`` does not apply.
+    """
+
+    def __init__(self, model: LumosModel, canvas: TokenCanvas, *, dropped: Tensor | None, first: int, clean_frames: int,
+                 page_size: int, num_pages: int | None) -> None:
+        config = model.config
+        weight = model.lm_head.weight
+        self._model = model
+        self._canvas = canvas
+        self._dropped = dropped
+        self._sequences = range(canvas.num_sequences)
+        self._cache = PagedKVCache(canvas.layout, config.num_hidden_layers, config.num_key_value_heads, config.head_dim,
+                                   page_size=page_size, num_pages=num_pages, dtype=weight.dtype, device=weight.device)
+        self._open: CacheStep | None = None
+        self.query_tokens: tuple[int, ...] = ()
+        self.cached_tokens: tuple[int, ...] = ()
+        if dropped is not None:  # dropped keys can only leave when their frame is committed: one frame a call
+            for frame in range(clean_frames, first):
+                self.commit(frame)
+
+    @property
+    def cache(self) -> PagedKVCache:
+        return self._cache
+
+    def _begin(self, frame: int) -> CacheStep:
+        """Open everything from the end of the committed tokens to the end of ``frame``."""
+        if self._open is None:
+            begin = [self._cache.committed(sequence) for sequence in self._sequences]
+            step = self._canvas.layout.step(list(self._sequences), begin, self._canvas.frame_begin(frame + 1))
+            self._open = self._cache.begin(step)
+        return self._open
+
+    def _run(self, cache_step: CacheStep) -> Tensor:
+        step = cache_step.step
+        self.cached_tokens = step.begin
+        self.query_tokens = tuple(end - begin for begin, end in zip(step.begin, step.end))
+        return self._model.hidden_states(self._canvas.tokens[step.slots_in_layout], step, cache=self._cache, cache_step=cache_step)
+
+    def hidden(self, frame: int) -> Tensor:
+        cache_step = self._begin(frame)
+        step = cache_step.step
+        hidden = self._run(cache_step)
+        frame_begin = self._canvas.frame_begin(frame)
+        shift = step.cu_seqlens[:-1].to(torch.int64) - torch.tensor(step.begin, device=hidden.device)
+        rows = self._canvas.code_index(frame) + shift[:, None]
+        if list(step.begin) != frame_begin:
+            self._cache.commit(cache_step, end=frame_begin)
+            self._open = None
+        return hidden[rows]
+
+    def commit(self, frame: int) -> None:
+        cache_step = self._begin(frame)
+        self._run(cache_step)
+        keep = None
+        if self._dropped is not None:
+            visible = torch.ones(self._canvas.layout.num_tokens, dtype=torch.bool, device=self._dropped.device)
+            visible[self._canvas.content_slots(frame)[:, self._dropped]] = False
+            keep = visible[cache_step.step.slots_in_layout]
+        self._cache.commit(cache_step, keep=keep)
+        self._open = None
+
+
+class RecomputedForward:
+    """The definition that :class:`CachedForward` must equal: every call runs everything up to the frame. Same arguments."""
+
+    def __init__(self, model: LumosModel, canvas: TokenCanvas, *, dropped: Tensor | None, clean_frames: int) -> None:
+        self._model = model
+        self._canvas = canvas
+        self._dropped = dropped
+        self._clean_frames = clean_frames
+        self.query_tokens: tuple[int, ...] = ()
+        self.cached_tokens = (0,) * canvas.num_sequences
+
+    def hidden(self, frame: int) -> Tensor:
+        canvas = self._canvas
+        self.query_tokens = tuple(canvas.frame_begin(frame + 1))
+        layout = canvas.layout_of(frame + 1).to(canvas.tokens.device)
+        lengths = torch.tensor(self.query_tokens, device=canvas.tokens.device)
+        running = canvas.layout.index < lengths[canvas.layout.sequence_id]
+        if self._dropped is not None:
+            hidden = torch.zeros_like(running)
+            for earlier in range(self._clean_frames, frame):
+                hidden[canvas.content_slots(earlier)[:, self._dropped]] = True
+            layout = layout.with_hidden(hidden[running])
+        states = self._model.hidden_states(canvas.tokens[running], layout)
+        rows = canvas.code_index(frame) + layout.cu_seqlens[:-1].to(torch.int64)[:, None]
+        return states[rows]
+
+    def commit(self, frame: int) -> None:
+        """Nothing to do: the next call reads the canvas."""
