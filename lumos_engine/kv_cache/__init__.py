@@ -1,0 +1,7 @@
+"""Paged storage of keys and values for frame-by-frame generation."""
+
+from .cache import CacheStep, PagedKVCache
+from .pages import CacheFull, PagePool
+from .plan import CachePlan, PagedKeys
+
+__all__ = ["CacheFull", "CachePlan", "CacheStep", "PagePool", "PagedKVCache", "PagedKeys"]

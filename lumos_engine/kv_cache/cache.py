@@ -1,0 +1,310 @@
+"""A paged KV cache for iterative refinement: write a frame again and again, then commit it or take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from .pages import PagePool
+from .plan import CachePlan, PagedKeys
+
+if TYPE_CHECKING:
+    from ..layout import LayoutStep, SequenceLayout
+
+__all__ = ["CacheStep", "PagedKVCache"]
+
+
+@dataclass(frozen=True, eq=False)
+class CacheStep:
+    """One open range of tokens per sequence: what :meth:`PagedKVCache.begin` made of a ``LayoutStep``.
+
+    slots: int64 [tokens of the step], physical slots ``page * page_size + offset``. page_table: int32 [sequences of the
+    step, pages], -1 where no page is. key_tiles: all keys that the step may see, its own included. epochs: state of the
+    sequences that it belongs to; commit, rollback and release make it stale.
+    """
+
+    step: LayoutStep
+    slots: Tensor
+    page_table: Tensor
+    key_tiles: PagedKeys
+    epochs: tuple[int, ...]
+
+
+class PagedKVCache:
+    """Keys (rotated) and values of all layers and sequences of one layout, in pages that all layers share the table of.
+
+    A token range of a sequence is *open* between :meth:`begin` and :meth:`commit` or :meth:`rollback`; what was committed is
+    never written again. Every segment starts on a fresh page. No gradient flows through a cache.
+
+    Args:
+        layout: the whole sequences as they will be in the end.
+        page_size: tokens of a page. num_pages: in the pool; None is just enough for all of ``layout``.
+        dtype: of keys and values.
+        key: what made the cache (weights, guidance branch, ...): one string, or named fields; see :meth:`check_key`.
+
+    Raises:
+        TypeError: a dtype that is not floating-point. ValueError: a size that is not positive.
+    """
+
+    def __init__(
+        self,
+        layout: SequenceLayout,
+        num_layers: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        page_size: int = 64,
+        num_pages: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        key: Mapping[str, object] | str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        sizes = {"num_layers": num_layers, "kv_heads": kv_heads, "head_dim": head_dim, "page_size": page_size}
+        for name, size in {**sizes, "num_pages": 1 if num_pages is None else num_pages}.items():
+            if size <= 0:
+                raise ValueError(f"{name} must be positive, got {size}")
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype of a cache must be floating-point, got {dtype}")
+        self.layout, self.page_size, self.dtype, self.device = layout, page_size, dtype, torch.device(device)
+        self.key: dict[str, object] = {"layout": layout.key, **_fields(key)}
+        self._plan = CachePlan(layout, page_size)
+        self.pool = PagePool(int(self._plan.pages_per_sequence.sum()) if num_pages is None else num_pages)
+        with torch.inference_mode(False):  # a cache made while generating stays writable afterwards
+            shape = (num_layers, self.pool.num_pages, page_size, kv_heads, head_dim)
+            self.k_pages = torch.zeros(shape, dtype=dtype, device=device)
+            self.v_pages = torch.zeros(shape, dtype=dtype, device=device)
+        self._table = np.full((layout.num_sequences, int(self._plan.pages_per_sequence.max())), -1, dtype=np.int32)
+        self._lengths = self._plan.end - self._plan.begin  # slots of each segment, fewer once tokens were dropped
+        self._committed = [0] * layout.num_sequences
+        self._open = [0] * layout.num_sequences  # end of the open range; equal to committed when there is none
+        self._epoch = [0] * layout.num_sequences
+        self._steps: dict[tuple[tuple[int, ...], ...], CacheStep] = {}
+
+    def committed(self, sequence: int) -> int:
+        """How many tokens of ``sequence`` are committed, dropped ones included."""
+        return self._committed[self._checked(sequence)]
+
+    def check_key(self, key: Mapping[str, object] | str) -> None:
+        """Raise ValueError, naming the first field that differs, unless the cache was made with this key."""
+        for name, value in _fields(key).items():
+            if self.key.get(name) != value:
+                raise ValueError(f"the cache was made with {name} {self.key.get(name)!r}, it cannot serve {value!r}")
+
+    def begin(self, step: LayoutStep) -> CacheStep:
+        """Open the ranges of ``step`` and take pages for them. A range that is open already keeps its pages, and asking
+        again for the same ranges costs next to nothing.
+
+        Raises:
+            CacheFull: the pool has too few free pages; nothing has changed.
+            ValueError: a step of another layout, or one that does not begin where its sequence's committed tokens end.
+            RuntimeError: another range of the sequence is open.
+        """
+        ranges = (tuple(step.sequences), tuple(step.begin), tuple(step.end))
+        made = self._steps.get(ranges)
+        if made is not None and step.layout is made.step.layout and self._is_current(made):
+            return made
+        if step.layout.key != self.layout.key:
+            raise ValueError("the step belongs to another layout than the cache")
+        for sequence, begin, end in zip(*ranges, strict=True):
+            committed, opened = self._committed[sequence], self._open[sequence]
+            if begin != committed:
+                raise ValueError(f"the step begins at token {begin} of sequence {sequence}, whose cache ends at {committed}")
+            if opened not in (committed, end):
+                raise RuntimeError(
+                    f"tokens {committed}..{opened - 1} of sequence {sequence} are open: commit or roll them back "
+                    f"before beginning with {begin}..{end - 1}"
+                )
+        fresh = [
+            (sequence, self._plan.pages_to(sequence, begin), self._plan.pages_to(sequence, end), end)
+            for sequence, begin, end in zip(*ranges, strict=True)
+            if self._open[sequence] != end
+        ]
+        pages = self.pool.allocate(sum(last - first for _, first, last, _ in fresh))
+        for sequence, first, last, end in fresh:
+            self._table[sequence, first:last], pages = pages[: last - first], pages[last - first :]
+            self._open[sequence] = end
+        self._steps = {ranges: made for ranges, made in self._steps.items() if self._is_current(made)}
+        self._steps[ranges] = self._make_step(step)
+        return self._steps[ranges]
+
+    def write(self, layer: int, k: Tensor, v: Tensor, cache_step: CacheStep) -> None:
+        """Put rotated keys and values, [tokens of the step, kv_heads, head_dim], of one layer into the open range."""
+        self._require_current(cache_step)
+        ops.paged_write(k.detach(), v.detach(), self.k_pages[layer], self.v_pages[layer], cache_step.slots)
+
+    @torch.no_grad()
+    def attend(self, layer: int, q: Tensor, cache_step: CacheStep, scale: float | None = None) -> Tensor:
+        """Attention of q [tokens of the step, heads, head_dim] to the committed and open keys that the layout lets it see."""
+        self._require_current(cache_step)
+        out, _ = ops.paged_attention(
+            q, self.k_pages[layer], self.v_pages[layer], cache_step.page_table, cache_step.key_tiles, cache_step.step,
+            scale=scale,
+        )  # fmt: skip
+        return out
+
+    def commit(self, cache_step: CacheStep, end: Sequence[int] | None = None, keep: Tensor | None = None) -> None:
+        """Keep the open tokens of the step's sequences, and close their ranges.
+
+        Args:
+            end: per sequence of the step, commit only the tokens before this index and give the rest back (a prefix
+                that ran together with a frame still in the making). None commits everything.
+            keep: bool [tokens of the step], False for frame tokens whose slots later queries shall not see; whole pages
+                that this frees go back to the pool. Kept tokens that lie in front of the others in their frame are not
+                moved.
+
+        Raises:
+            RuntimeError: the step is no longer open.
+            ValueError: ``end`` outside the step or inside a frame; ``keep`` of another shape, or dropping text, or frames
+                that a later query sees in part. Nothing has changed then.
+        """
+        self._require_current(cache_step)
+        step = cache_step.step
+        ends = list(step.end) if end is None else list(end)
+        if len(ends) != len(step.sequences):
+            raise ValueError(f"end must hold one index for each of the {len(step.sequences)} sequences, got {len(ends)}")
+        for sequence, first, stop, last in zip(step.sequences, step.begin, ends, step.end, strict=True):
+            if not first <= stop <= last:
+                raise ValueError(f"end {stop} of sequence {sequence} is outside its open range {first}..{last}")
+            if self._plan.cuts_frame(sequence, stop):
+                raise ValueError(f"end {stop} of sequence {sequence} lies inside a frame")
+        dropped = [] if keep is None else self._find_dropped(cache_step, ends, keep)
+        for sequence, stop in zip(step.sequences, ends, strict=True):
+            self._free(sequence, self._plan.pages_to(sequence, stop), self._plan.pages_to(sequence, self._open[sequence]))
+            self._close(sequence, stop)
+        self._drop(dropped)
+
+    def rollback(self, cache_step: CacheStep) -> None:
+        """Forget the open tokens of the step's sequences: only the page table changes. RuntimeError if it is not open."""
+        self._require_current(cache_step)
+        self.commit(cache_step, end=cache_step.step.begin)
+
+    def release(self, sequence: int) -> None:
+        """Forget all of ``sequence``, committed or open; it may begin again at token 0."""
+        self._checked(sequence)
+        self._free(sequence, 0, int(self._plan.pages_per_sequence[sequence]))
+        rows = slice(*self._plan.segment_offsets[sequence : sequence + 2])
+        self._lengths[rows] = self._plan.end[rows] - self._plan.begin[rows]
+        self._close(sequence, 0)
+
+    def read(self, layer: int, sequence: int) -> tuple[Tensor, Tensor]:
+        """Committed keys and values of one layer, [tokens kept, kv_heads, head_dim] each, copied."""
+        tiles = self._plan.key_tiles(self._checked(sequence), self._committed[sequence], self._lengths, 0)
+        counts = tiles[:, 1]
+        first = np.repeat(tiles[:, 0] - (np.cumsum(counts) - counts), counts)
+        virtual = first + np.arange(counts.sum())
+        pages = self._table[sequence, virtual // self.page_size].astype(np.int64)
+        slots = torch.from_numpy(pages * self.page_size + virtual % self.page_size).to(self.device)
+        k, v = (pages[layer].flatten(0, 1)[slots] for pages in (self.k_pages, self.v_pages))
+        return k, v
+
+    def memory(self) -> dict[str, int]:
+        """Bytes and pages: ``bytes_per_page`` counts keys and values of all layers."""
+        total = self.k_pages.nbytes + self.v_pages.nbytes
+        per_page = total // self.pool.num_pages
+        used = self.pool.num_pages - self.pool.num_free
+        return {
+            "bytes_total": total,
+            "bytes_used": used * per_page,
+            "bytes_per_page": per_page,
+            "pages_total": self.pool.num_pages,
+            "pages_used": used,
+            "tokens_committed": sum(self._committed),
+        }
+
+    def _checked(self, sequence: int) -> int:
+        if not 0 <= sequence < len(self._committed):
+            raise ValueError(f"sequence must be in 0..{len(self._committed) - 1}, got {sequence}")
+        return sequence
+
+    def _is_current(self, cache_step: CacheStep) -> bool:
+        return all(self._epoch[s] == epoch for s, epoch in zip(cache_step.step.sequences, cache_step.epochs, strict=True))
+
+    def _require_current(self, cache_step: CacheStep) -> None:
+        if not self._is_current(cache_step):
+            raise RuntimeError("the cache step is no longer open: a sequence of it was committed, rolled back or released")
+
+    def _make_step(self, step: LayoutStep) -> CacheStep:
+        sequences = np.array(step.sequences, dtype=np.int64)
+        table = self._table[sequences]
+        virtual = self._plan.virtual_slots[step.slots_in_layout.cpu()].numpy()
+        row = np.repeat(np.arange(len(sequences)), np.array(step.end) - np.array(step.begin))
+        slots = table[row, virtual // self.page_size].astype(np.int64) * self.page_size + virtual % self.page_size
+        tiles = [
+            self._plan.key_tiles(sequence, end, self._lengths, position)
+            for position, (sequence, end) in enumerate(zip(step.sequences, step.end, strict=True))
+        ]
+        return CacheStep(
+            step,
+            torch.from_numpy(slots).to(self.device),
+            torch.from_numpy(table).to(self.device),
+            PagedKeys(torch.from_numpy(np.concatenate(tiles))),
+            tuple(self._epoch[sequence] for sequence in step.sequences),
+        )
+
+    def _close(self, sequence: int, committed: int) -> None:
+        self._committed[sequence] = self._open[sequence] = committed
+        self._epoch[sequence] += 1
+
+    def _free(self, sequence: int, first: int, last: int) -> None:
+        pages = self._table[sequence, first:last]
+        self.pool.free(pages[pages >= 0].tolist())
+        pages[:] = -1
+
+    def _find_dropped(self, cache_step: CacheStep, ends: list[int], keep: Tensor) -> list[tuple[int, np.ndarray]]:
+        """Segment rows that lose tokens, each with the offsets in the step's tokens of those that it keeps."""
+        step, plan = cache_step.step, self._plan
+        if keep.dtype != torch.bool or keep.shape != (step.num_tokens,):
+            raise ValueError(
+                f"keep must be bool [{step.num_tokens}], got {keep.dtype} {list(keep.shape)}"
+            )
+        kept = keep.cpu().numpy()
+        found = []
+        offset = 0
+        for sequence, begin, stop, end in zip(step.sequences, step.begin, ends, step.end, strict=True):
+            for row in range(plan.segment_offsets[sequence], plan.segment_offsets[sequence + 1]):
+                first, last = max(begin, int(plan.begin[row])), min(stop, int(plan.end[row]))
+                part = kept[offset + first - begin : offset + last - begin] if first < last else kept[:0]
+                if part.all():
+                    continue
+                if not plan.is_frame[row]:
+                    raise ValueError(f"keep drops text tokens of sequence {sequence}; only tokens of frames can be dropped")
+                self._require_whole_visibility(sequence, first, last)
+                found.append((row, offset + first - begin + part.nonzero()[0]))
+            offset += end - begin
+        return [(row, cache_step.slots.cpu().numpy()[offsets]) for row, offsets in found]
+
+    def _require_whole_visibility(self, sequence: int, first: int, last: int) -> None:
+        start = int(self.layout.cu_seqlens[sequence])
+        later = self.layout.intervals[start + last : start + self._plan.length(sequence)]
+        if bool(((later > first) & (later < last)).any()):
+            raise ValueError(
+                f"keep drops tokens of {first}..{last - 1} of sequence {sequence}, of which a later query sees only a part"
+            )
+
+    def _drop(self, dropped: list[tuple[int, np.ndarray]]) -> None:
+        """Move the kept slots of each segment to its front where they are not there already; free the pages behind."""
+        sources, targets = [], []
+        for row, source in dropped:
+            sequence, first = int(self._plan.sequence[row]), int(self._plan.first_page[row])
+            pages = self._table[sequence, first : first + self._plan.num_pages[row]].astype(np.int64)
+            target = (pages[:, None] * self.page_size + np.arange(self.page_size)).reshape(-1)[: len(source)]
+            moved = source != target
+            sources.append(source[moved])
+            targets.append(target[moved])
+            self._lengths[row] = len(source)
+            self._free(sequence, first + -(-len(source) // self.page_size), first + int(self._plan.num_pages[row]))
+        if sum(map(len, sources)):
+            source, target = (torch.from_numpy(np.concatenate(part)).to(self.device) for part in (sources, targets))
+            for pages in (*self.k_pages, *self.v_pages):
+                flat = pages.flatten(0, 1)
+                flat[target] = flat[source]
+
+
+def _fields(key: Mapping[str, object] | str | None) -> dict[str, object]:
+    return {} if key is None else {"key": key} if isinstance(key, str) else dict(key)

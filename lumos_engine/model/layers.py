@@ -1,0 +1,114 @@
+"""One decoder layer: QK-normed, rotated, block-causal attention and a SwiGLU MLP, on packed tokens [tokens, hidden]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from .config import LumosConfig
+
+if TYPE_CHECKING:
+    from ..kv_cache import CacheStep, PagedKVCache
+    from ..layout import SequenceLayout
+
+__all__ = ["MLP", "Attention", "AttentionContext", "Block", "QKNorm", "RMSNorm"]
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What all layers of one forward share: rotary input, and either a whole layout or one step on a cache."""
+
+    positions: Tensor
+    inv_freq: Tensor
+    layout: SequenceLayout | None = None
+    cache: PagedKVCache | None = None
+    cache_step: CacheStep | None = None
+    parity: bool = False
+
+
+class RMSNorm(nn.Module):
+    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last dimension, statistics in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class QKNorm(nn.Module):
+    """Weight and bias [model_parallel_size, head_dim] of the per-head LayerNorm; applied together with the rotation."""
+
+    def __init__(self, rows: int, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(rows, head_dim))
+        self.bias = nn.Parameter(torch.zeros(rows, head_dim))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LumosConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_norm = QKNorm(config.model_parallel_size, config.head_dim)
+        self.k_norm = QKNorm(config.model_parallel_size, config.head_dim)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = ops.qk_norm_mm_rope(
+            q, k, self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias,
+            context.positions, context.inv_freq, parity=context.parity,
+        )  # fmt: skip
+        if context.cache is None:
+            out, _ = ops.block_attention(q, k, v, context.layout)
+        else:
+            context.cache.write(self.layer, k, v, context.cache_step)
+            out = context.cache.attend(self.layer, q, context.cache_step)
+        return self.o_proj(out.flatten(1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LumosConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm ``x + f(norm(x))``, or with ``swin_norm`` post-norm ``x + norm(f(x))``, for attention and then the MLP."""
+
+    def __init__(self, config: LumosConfig, layer: int) -> None:
+        super().__init__()
+        self.swin_norm = config.swin_norm
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        if self.swin_norm:
+            x = x + self.input_layernorm(self.self_attn(matmul_input(x), context))
+            return x + self.post_attention_layernorm(self.mlp(matmul_input(x)))
+        x = x + self.self_attn(matmul_input(self.input_layernorm(x)), context)
+        return x + self.mlp(matmul_input(self.post_attention_layernorm(x)))
+
+
+def matmul_input(x: Tensor) -> Tensor:
+    """Cast once what several projections read: autocast itself would cast the same activation for each of them."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

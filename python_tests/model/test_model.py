@@ -1,0 +1,86 @@
+"""Packing, autocast, recomputation, tied heads and bad input of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumos_engine import LumosConfig, LumosModel, SequenceLayout, Vocabulary
+
+RandomModel = Callable[[LumosConfig], LumosModel]
+BASE = LumosConfig(vocab_size=320, hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                   num_key_value_heads=2)  # fmt: skip
+
+
+def test_packed_sequences_are_independent(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
+) -> None:
+    model = random_model(BASE)
+    start = int((video_tokens == vocabulary.video_start).nonzero()[0, 0])
+    parts = [video_tokens, video_tokens[start:], video_tokens[: start + 3]]
+    packed = torch.cat(parts)
+    with torch.no_grad():
+        together = model(packed, SequenceLayout.from_tokens(packed, vocabulary, lengths=[len(part) for part in parts]))
+        alone = [model(part, SequenceLayout.from_tokens(part, vocabulary)) for part in parts]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-4)
+
+
+def test_logits_of_chosen_rows_and_columns(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
+) -> None:
+    model = random_model(BASE)
+    layout = SequenceLayout.from_tokens(video_tokens, vocabulary)
+    with torch.no_grad():
+        hidden = model.hidden_states(video_tokens, layout)
+        part = model.logits(hidden[5:9], columns=slice(192, 320))
+        torch.testing.assert_close(part, model(video_tokens, layout)[5:9, 192:320], rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
+) -> None:
+    layout = SequenceLayout.from_tokens(video_tokens, vocabulary)
+    grads = []
+    for recompute in (False, True):
+        model = random_model(BASE)
+        model.gradient_checkpointing = recompute
+        model(video_tokens, layout).square().mean().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+def test_bf16_autocast_and_bf16_weights_stay_close(vocabulary: Vocabulary, video_tokens: Tensor) -> None:
+    layout = SequenceLayout.from_tokens(video_tokens, vocabulary)
+    model = LumosModel(BASE).eval()
+    with torch.no_grad():
+        exact = model(video_tokens, layout)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = model(video_tokens, layout)
+        half = model.to(torch.bfloat16)(video_tokens, layout)
+    assert cast.dtype == half.dtype == torch.float32
+    for other in (cast, half):
+        assert not torch.equal(other, exact)
+        torch.testing.assert_close(other, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+
+
+def test_tied_head_is_one_parameter() -> None:
+    model = LumosModel(dataclasses.replace(BASE, tie_word_embeddings=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in model.weights()
+
+
+def test_bad_tokens_are_refused(vocabulary: Vocabulary, video_tokens: Tensor) -> None:
+    model, layout = LumosModel(BASE), SequenceLayout.from_tokens(video_tokens, vocabulary)
+    with pytest.raises(TypeError, match=r"tokens must be int64, got torch\.int32"):
+        model(video_tokens.int(), layout)
+    with pytest.raises(ValueError, match=rf"\[{len(video_tokens)}\] for this layout, got \[{len(video_tokens) - 1}\]"):
+        model(video_tokens[1:], layout)
+    for wrong in (-1, 320):
+        tokens = video_tokens.clone()
+        tokens[4] = wrong
+        with pytest.raises(ValueError, match=rf"0\.\.319, got {wrong}"):
+            model(tokens, layout)
