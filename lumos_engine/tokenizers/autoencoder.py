@@ -68,7 +68,9 @@ class VisualTokenizerConfig:
                 raise ValueError(f"{field.name} must hold integers, got {value!r}")
         FiniteScalarQuantizer(self.levels)
         if len(self.compression) != 3 or min(self.compression) < 1:
-            raise ValueError(f"compression must be three positive integers (frames, rows, columns), got {list(self.compression)}")
+            raise ValueError(
+                f"compression must be three positive integers (frames, rows, columns), got {list(self.compression)}"
+            )
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.encoder not in ("patch", "conv"):
@@ -127,7 +129,7 @@ class VisualAutoencoder(nn.Module):
         pixels = time * config.channels
         inputs = (1 + config.encoder_history) * pixels * math.prod(self._encoder_patch)
         encoder: list[nn.Module] = [_conv(inputs, config.encoder_widths[0], kernel)]
-        for stage, (width, blocks) in enumerate(zip(config.encoder_widths, config.encoder_blocks)):
+        for stage, (width, blocks) in enumerate(zip(config.encoder_widths, config.encoder_blocks, strict=True)):
             if stage:
                 encoder += [_SpaceToDepth(2, 2), _conv(4 * config.encoder_widths[stage - 1], width, 1)]
             encoder += [_ResidualBlock(width, kernel) for _ in range(blocks)]
@@ -137,7 +139,7 @@ class VisualAutoencoder(nn.Module):
         first = config.decoder_widths[0]
         self.lift = nn.Sequential(_conv(depth, first, 1), nn.SiLU(), _conv(first, config.code_width, 1))
         decoder: list[nn.Module] = [_conv((1 + config.decoder_history) * config.code_width, first, 3)]
-        for stage, (width, blocks) in enumerate(zip(config.decoder_widths, config.decoder_blocks)):
+        for stage, (width, blocks) in enumerate(zip(config.decoder_widths, config.decoder_blocks, strict=True)):
             if stage:
                 decoder += [_conv(config.decoder_widths[stage - 1], 4 * width, 1), _DepthToSpace(2, 2)]
             decoder += [_ResidualBlock(width, 3) for _ in range(blocks)]
@@ -172,7 +174,9 @@ class VisualAutoencoder(nn.Module):
         z = self.encode_group(_windows(groups, self.config.encoder_history).flatten(0, 1))
         values = self.quantizer(z.movedim(1, -1).float()).movedim(-1, 1)
         lifted = self.lift(values).unflatten(0, (batch, count))
-        pixels = self.decode_group(_windows(lifted, self.config.decoder_history).flatten(0, 1)).unflatten(0, (batch, count))
+        pixels = self.decode_group(_windows(lifted, self.config.decoder_history).flatten(0, 1)).unflatten(
+            0, (batch, count)
+        )
         return torch.cat([self.first_frame(pixels[:, 0]), pixels[:, 1:].flatten(1, 2)], dim=1)
 
     def encode_steps(self, frames: Tensor) -> Iterator[Tensor]:
@@ -202,8 +206,10 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = _conv(width, width, kernel)
         self.conv2 = _conv(width, width, kernel)
-        nn.init.zeros_(self.conv2.weight)  # the block begins as the identity: depth without normalisation stays stable
-        nn.init.zeros_(self.conv2.bias)
+        for (
+            parameter
+        ) in self.conv2.parameters():  # the block begins as the identity: depth without normalisation stays stable
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))

@@ -28,6 +28,12 @@ class FiniteScalarQuantizer(nn.Module):
         ValueError: no level, or a level outside 2..256.
     """
 
+    _level: Tensor
+    _basis: Tensor
+    _half_range: Tensor
+    _offset: Tensor
+    _shift: Tensor
+
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
         if not levels or any(not 2 <= level <= MAX_LEVELS for level in levels):

@@ -87,7 +87,9 @@ def train_bpe(texts: Iterable[str], special_tokens: Sequence[str], max_vocabular
         raise ValueError("special_tokens must all be different")
     least = len(special_tokens) + 256
     if max_vocabulary < least:
-        raise ValueError(f"max_vocabulary must be at least {least} (special tokens and 256 bytes), got {max_vocabulary}")
+        raise ValueError(
+            f"max_vocabulary must be at least {least} (special tokens and 256 bytes), got {max_vocabulary}"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -59,7 +59,9 @@ class VisualTokenizer:
         for name in sorted(set(expected) | set(weights)):
             found, wanted = (list(d[name].shape) if name in d else "absent" for d in (weights, expected))
             if found != wanted:
-                raise CheckpointError(f"{folder / WEIGHTS_NAME}: tensor {name!r} is {found}, the configuration needs {wanted}")
+                raise CheckpointError(
+                    f"{folder / WEIGHTS_NAME}: tensor {name!r} is {found}, the configuration needs {wanted}"
+                )
         model.load_state_dict(weights)
         return cls(model.to(device))
 
@@ -105,9 +107,13 @@ class VisualTokenizer:
         time, rows, columns = self.compression
         for name, value, unit in (("height", height, rows), ("width", width, columns)):
             if value < unit or value % unit:
-                raise ValueError(f"{name} must be a positive multiple of {unit}, got {value}; nearest: {_nearest(value, unit, unit)}")
+                raise ValueError(
+                    f"{name} must be a positive multiple of {unit}, got {value}; nearest: {_nearest(value, unit, unit)}"
+                )
         if num_frames < 1 or (num_frames - 1) % time:
-            raise ValueError(f"num_frames must be 1 + {time} * n, got {num_frames}; nearest: {_nearest(num_frames, time, 1)}")
+            raise ValueError(
+                f"num_frames must be 1 + {time} * n, got {num_frames}; nearest: {_nearest(num_frames, time, 1)}"
+            )
         return 1 + (num_frames - 1) // time, height // rows, width // columns
 
     def encode(self, frames: Tensor | np.ndarray) -> Tensor:
@@ -207,7 +213,9 @@ class DecoderStream:
         """
         _dimensions(codes, 2, "codes", "[h, w]")
         if self._shape is not None and codes.shape != self._shape:
-            raise ValueError(f"codes must keep the size {list(self._shape)} of the first latent frame, got {list(codes.shape)}")
+            raise ValueError(
+                f"codes must keep the size {list(self._shape)} of the first latent frame, got {list(codes.shape)}"
+            )
         frames = self._tokenizer._decode_step(codes[None], self._past, first=self._shape is None)[0]
         self._shape = codes.shape
         return frames
