@@ -1,0 +1,30 @@
+// lumos_engine._C: the C++ operations, without torch and without numpy.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace lumos {
+
+#define LUMOS_OP(name) void register_##name(pybind11::module_& module);
+#include "bindings/ops.def"
+#undef LUMOS_OP
+
+}  // namespace lumos
+
+PYBIND11_MODULE(_C, module, pybind11::mod_gil_not_used()) {
+  module.doc() = "C++ operations of lumos_engine. Use lumos_engine.ops: it checks arguments and says what is wrong.";
+  module.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (lumos::Isa isa : lumos::available_isas()) names.emplace_back(lumos::isa_name(isa));
+    return names;
+  });
+  module.def("cpu_isa", [] { return lumos::isa_name(lumos::active_isa()); });
+  module.def("set_cpu_isa", [](const std::string& name) { lumos::set_isa(name.c_str()); });
+#define LUMOS_OP(name) lumos::register_##name(module);
+#include "bindings/ops.def"
+#undef LUMOS_OP
+}

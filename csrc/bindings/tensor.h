@@ -1,0 +1,86 @@
+// Tensors as Python passes them: the tuple (data_ptr, dtype code, shape, strides in elements), or None for an absent one.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "lumos/dtype.h"
+#include "lumos/status.h"
+
+namespace lumos {
+
+struct Tensor {
+  void* data = nullptr;
+  lumos_dtype dtype = LUMOS_FLOAT32;
+  std::vector<int64_t> shape;
+  std::vector<int64_t> strides;  // in elements
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// Throws ValueError unless `tensor` has this dtype and this shape and is contiguous; -1 stands for any extent. The Python side
+// has checked already and says it better; this keeps a direct caller of _C from reading outside an array.
+inline void expect(const Tensor& tensor, const char* name, lumos_dtype dtype, const std::vector<int64_t>& shape,
+                   bool last_dimension_only = false) {
+  bool good = tensor.dtype == dtype && tensor.shape.size() == shape.size();
+  int64_t packed = 1;
+  for (size_t i = shape.size(); good && i-- > 0;) {
+    good = (shape[i] < 0 || tensor.shape[i] == shape[i]) && tensor.shape[i] >= 0;
+    const bool matters = tensor.shape[i] > 1 && (!last_dimension_only || i + 1 == shape.size());
+    good = good && (!matters || tensor.strides[i] == packed) && tensor.strides[i] >= 0;
+    packed *= tensor.shape[i];
+  }
+  if (!good) throw pybind11::value_error(std::string(name) + " has the wrong dtype, shape or strides");
+}
+
+// Raises the Python exception that belongs to `status`.
+inline void raise_unless_ok(const lumos_status& status) {
+  switch (status.code) {
+    case LUMOS_OK: return;
+    case LUMOS_INVALID_ARGUMENT: throw pybind11::value_error(status.message);
+    case LUMOS_UNSUPPORTED_TYPE: throw pybind11::type_error(status.message);
+    case LUMOS_OUT_OF_MEMORY: PyErr_SetString(PyExc_MemoryError, status.message); throw pybind11::error_already_set();
+    default: throw std::runtime_error(status.message);
+  }
+}
+
+// Runs a C API function without the interpreter lock and raises what it returns.
+template <class Params>
+void call(lumos_status (*function)(const Params*), const Params& params) {
+  lumos_status status;
+  {
+    pybind11::gil_scoped_release release;
+    status = function(&params);
+  }
+  raise_unless_ok(status);
+}
+
+}  // namespace lumos
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<lumos::Tensor> {
+  PYBIND11_TYPE_CASTER(lumos::Tensor, const_name("tuple | None"));
+
+  bool load(handle source, bool) {
+    if (source.is_none()) return true;
+    if (!isinstance<tuple>(source)) return false;
+    const auto fields = reinterpret_borrow<tuple>(source);
+    if (fields.size() != 4) return false;
+    value.data = reinterpret_cast<void*>(fields[0].cast<uintptr_t>());
+    value.dtype = static_cast<lumos_dtype>(fields[1].cast<int>());
+    value.shape = fields[2].cast<std::vector<int64_t>>();
+    value.strides = fields[3].cast<std::vector<int64_t>>();
+    return value.shape.size() == value.strides.size();
+  }
+};
+
+}  // namespace pybind11::detail

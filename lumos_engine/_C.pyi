@@ -1,0 +1,13 @@
+"""The compiled extension. Call it through lumos_engine.ops, which checks arguments.
+
+A tensor is ``(data_ptr, dtype code, shape, strides in elements)``; see ``lumos_engine.ops._registry.view``.
+"""
+
+Tensor = tuple[int, int, tuple[int, ...], tuple[int, ...]] | None
+
+def available_isas() -> list[str]: ...
+def cpu_isa() -> str: ...
+def set_cpu_isa(name: str) -> None: ...
+def merge_attention(
+    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor, num_threads: int
+) -> None: ...

@@ -1,0 +1,39 @@
+"""The operations of lumos_engine: thin, checked functions over packed tensors ``[tokens, heads, head_dim]``.
+
+Each takes ``backend=None | "reference" | "cpu" | "cuda"``. ``reference`` is the definition, in plain torch and fp64; ``cpu`` is C++.
+Underscored operations of the ``torch.library`` namespace ``lumos`` take raw tensors and are not part of the public interface.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ._registry import BACKENDS, use_backend
+
+_HOME = {
+    "block_attention": "attention",
+    "inverse_frequencies": "rotary",
+    "masked_linear_cross_entropy": "loss",
+    "merge_attention": "merge",
+    "mm_rope": "rotary",
+    "paged_attention": "paged",
+    "paged_write": "paged_write",
+    "qk_norm_mm_rope": "qk_norm",
+    "tube_mask": "tube",
+    "unmask_step": "unmask",
+}
+
+__all__ = [*_HOME, "BACKENDS", "use_backend"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
