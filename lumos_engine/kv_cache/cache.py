@@ -75,10 +75,11 @@ class PagedKVCache:
         self.key: dict[str, object] = {"layout": layout.key, **_fields(key)}
         self._plan = CachePlan(layout, page_size)
         self.pool = PagePool(int(self._plan.pages_per_sequence.sum()) if num_pages is None else num_pages)
+        shape = (num_layers, self.pool.num_pages, page_size, kv_heads, head_dim)
         with torch.inference_mode(False):  # a cache made while generating stays writable afterwards
-            shape = (num_layers, self.pool.num_pages, page_size, kv_heads, head_dim)
-            self.k_pages = torch.zeros(shape, dtype=dtype, device=device)
-            self.v_pages = torch.zeros(shape, dtype=dtype, device=device)
+            # Not zeros: the memory of pages that are never used is then never touched, and no slot is read unwritten.
+            self.k_pages = torch.empty(shape, dtype=dtype, device=device)
+            self.v_pages = torch.empty(shape, dtype=dtype, device=device)
         self._table = np.full((layout.num_sequences, int(self._plan.pages_per_sequence.max())), -1, dtype=np.int32)
         self._lengths = self._plan.end - self._plan.begin  # slots of each segment, fewer once tokens were dropped
         self._committed = [0] * layout.num_sequences
