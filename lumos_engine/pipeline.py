@@ -159,7 +159,7 @@ class LumosPipeline:
 
         decoders = [self.visual_tokenizer.decoder_stream() for _ in plan.prompts]
         for codes in plan.latents(self.vocabulary):
-            group = torch.stack([decoder.push(one) for decoder, one in zip(decoders, codes)], dim=1)
+            group = torch.stack([decoder.push(one) for decoder, one in zip(decoders, codes, strict=True)], dim=1)
             yield from group.cpu().numpy()
 
     def plan(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -29,41 +29,41 @@ class Generate:
     """what to show; several prompts give several files, name-0.mp4, name-1.mp4 ..."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out.mp4")
     """file to write: .mp4, .gif or .png"""
-    model: Optional[Path] = None
+    model: Path | None = None
     """folder of a model; without it the one that comes with the package"""
-    image: Optional[Path] = None
+    image: Path | None = None
     """picture that becomes the first frame"""
-    video: Optional[Path] = None
+    video: Path | None = None
     """clip to continue"""
-    given_frames: Optional[int] = None
+    given_frames: int | None = None
     """use only the first so many frames of --video"""
-    num_frames: Optional[int] = None
+    num_frames: int | None = None
     """frames of the result, given ones included; 1 makes an image"""
-    height: Optional[int] = None
+    height: int | None = None
     """pixels"""
-    width: Optional[int] = None
+    width: int | None = None
     """pixels"""
-    fps: Optional[int] = None
+    fps: int | None = None
     """frames per second"""
-    steps: Optional[int] = None
+    steps: int | None = None
     """denoising steps per latent frame"""
-    guidance_scale: Optional[float] = None
+    guidance_scale: float | None = None
     """weight of the prompt; 1 runs without guidance"""
-    temperature: Optional[float] = None
+    temperature: float | None = None
     """of the noise that decides what is re-masked"""
-    sampling_temperature: Optional[float] = None
+    sampling_temperature: float | None = None
     """of the softmax that codes are drawn from; 0 takes the most probable"""
-    history: Optional[Literal["mask", "drop", "keep"]] = None
+    history: Literal["mask", "drop", "keep"] | None = None
     """what later frames see of finished ones"""
-    history_mask_ratio: Optional[float] = None
+    history_mask_ratio: float | None = None
     """share of a finished frame that mask and drop hide"""
-    seed: Optional[int] = None
+    seed: int | None = None
     """repeats a result; drawn and printed if not given"""
     num_samples: int = 1
     """clips per prompt"""
     mode: Literal["default", "official"] = "default"
     """official reproduces the quirks of the original's inference code"""
-    scale: Optional[int] = None
+    scale: int | None = None
     """enlarge pixels by a whole factor when saving; by default small clips to about 256 pixels"""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
     """no progress bar, no messages"""

@@ -71,7 +71,7 @@ class CachedForward:
     def _run(self, cache_step: CacheStep) -> Tensor:
         step = cache_step.step
         self.cached_tokens = step.begin
-        self.query_tokens = tuple(end - begin for begin, end in zip(step.begin, step.end))
+        self.query_tokens = tuple(end - begin for begin, end in zip(step.begin, step.end, strict=True))
         return self._model.hidden_states(self._canvas.tokens[step.slots_in_layout], step, cache=self._cache, cache_step=cache_step)
 
     def hidden(self, frame: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    Media = Union[str, Path, np.ndarray, Tensor, Image]
+    Media = str | Path | np.ndarray | Tensor | Image
 
 
 def read_given(image: Media | Sequence[Media] | None, video: Media | Sequence[Media] | None, shape: ClipShape, num_prompts: int,

@@ -49,6 +49,6 @@ class GenerationResult:
 
         path = Path(path)
         paths = [path] if len(self.frames) == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(len(self.frames))]
-        for target, clip in zip(paths, self.frames):
+        for target, clip in zip(paths, self.frames, strict=True):
             save_video(clip, target, fps=self.fps, scale=scale)
         return paths
