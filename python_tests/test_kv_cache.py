@@ -20,7 +20,9 @@ segments = st.one_of(
     st.builds(Text, st.integers(1, 90)),
     st.builds(Frame, st.integers(1, 9), st.integers(1, 9), newlines=st.booleans(), header=st.integers(0, 3)),
 )
-layouts = st.builds(SequenceLayout.from_segments, st.lists(st.lists(segments, min_size=1, max_size=4), min_size=1, max_size=3))
+layouts = st.builds(
+    SequenceLayout.from_segments, st.lists(st.lists(segments, min_size=1, max_size=4), min_size=1, max_size=3)
+)
 
 
 def random_qkv(layout: SequenceLayout, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -79,7 +81,10 @@ def test_any_course_of_steps_equals_recomputation(
         while unfinished := [s for s in range(layout.num_sequences) if cache.committed(s) < lengths[s]]:
             sequences = random.sample(unfinished, random.randint(1, len(unfinished)))
             begins = [cache.committed(s) for s in sequences]
-            ends = [random.choice([cut for cut in cuts(layout, s) if cut > b]) for s, b in zip(sequences, begins, strict=True)]
+            ends = [
+                random.choice([cut for cut in cuts(layout, s) if cut > b])
+                for s, b in zip(sequences, begins, strict=True)
+            ]
             step = layout.step(sequences, begins, ends)
             cache_step = cache.begin(step)
             assert cache.begin(step) is cache_step
@@ -183,7 +188,11 @@ def test_steps_that_are_over_or_do_not_fit_are_refused() -> None:
         cache.commit(cache_step, end=[5])
     cache.commit(cache.begin(layout.step([1], [0], [3])))  # the same open range in another company
     k = torch.zeros(8, KV_HEADS, HEAD_DIM)
-    for use in (lambda: cache.write(0, k, k, cache_step), lambda: cache.commit(cache_step), lambda: cache.rollback(cache_step)):
+    for use in (
+        lambda: cache.write(0, k, k, cache_step),
+        lambda: cache.commit(cache_step),
+        lambda: cache.rollback(cache_step),
+    ):
         with pytest.raises(RuntimeError, match="no longer open"):
             use()
     cache.commit(cache.begin(layout.step([0], [0], [5])))

@@ -150,11 +150,16 @@ def encode_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         data = tensors[name].detach().cpu().contiguous()
         size = data.numel() * data.element_size()
         header[name] = {"dtype": _NAMES[data.dtype], "shape": list(data.shape), "data_offsets": [offset, offset + size]}
-        pieces.append(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
+        pieces.append(_bytes(data))
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return [memoryview(struct.pack("<Q", len(text))), memoryview(text), *pieces]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,7 +174,9 @@ def _entry(path: Path, name: str, value: Any, data: int) -> TensorEntry:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
         numbers = [*shape, begin, end]
     except (TypeError, KeyError, ValueError):
-        raise CheckpointError(f"{path}: the header entry of tensor {name!r} lacks dtype, shape or data_offsets") from None
+        raise CheckpointError(
+            f"{path}: the header entry of tensor {name!r} lacks dtype, shape or data_offsets"
+        ) from None
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype!r}; known are {', '.join(_DTYPES)}")
     if not all(type(number) is int and number >= 0 for number in numbers):
@@ -197,7 +204,7 @@ def _check_tiling(path: Path, tensors: dict[str, TensorEntry], data: int, size: 
 def _read(file: BinaryIO, path: Path, name: str, entry: TensorEntry) -> Tensor:
     raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
     file.seek(entry.begin)
-    view = memoryview(raw.numpy())
+    view = _bytes(raw)
     done = 0
     while done < len(view):
         count = file.readinto(view[done:])  # type: ignore[attr-defined]

@@ -115,7 +115,9 @@ class PagedKVCache:
         for sequence, begin, end in zip(*ranges, strict=True):
             committed, opened = self._committed[sequence], self._open[sequence]
             if begin != committed:
-                raise ValueError(f"the step begins at token {begin} of sequence {sequence}, whose cache ends at {committed}")
+                raise ValueError(
+                    f"the step begins at token {begin} of sequence {sequence}, whose cache ends at {committed}"
+                )
             if opened not in (committed, end):
                 raise RuntimeError(
                     f"tokens {committed}..{opened - 1} of sequence {sequence} are open: commit or roll them back "
@@ -168,7 +170,9 @@ class PagedKVCache:
         step = cache_step.step
         ends = list(step.end) if end is None else list(end)
         if len(ends) != len(step.sequences):
-            raise ValueError(f"end must hold one index for each of the {len(step.sequences)} sequences, got {len(ends)}")
+            raise ValueError(
+                f"end must hold one index for each of the {len(step.sequences)} sequences, got {len(ends)}"
+            )
         for sequence, first, stop, last in zip(step.sequences, step.begin, ends, step.end, strict=True):
             if not first <= stop <= last:
                 raise ValueError(f"end {stop} of sequence {sequence} is outside its open range {first}..{last}")
@@ -176,7 +180,9 @@ class PagedKVCache:
                 raise ValueError(f"end {stop} of sequence {sequence} lies inside a frame")
         dropped = [] if keep is None else self._find_dropped(cache_step, ends, keep)
         for sequence, stop in zip(step.sequences, ends, strict=True):
-            self._free(sequence, self._plan.pages_to(sequence, stop), self._plan.pages_to(sequence, self._open[sequence]))
+            self._free(
+                sequence, self._plan.pages_to(sequence, stop), self._plan.pages_to(sequence, self._open[sequence])
+            )
             self._close(sequence, stop)
         self._drop(dropped)
 
@@ -224,11 +230,15 @@ class PagedKVCache:
         return sequence
 
     def _is_current(self, cache_step: CacheStep) -> bool:
-        return all(self._epoch[s] == epoch for s, epoch in zip(cache_step.step.sequences, cache_step.epochs, strict=True))
+        return all(
+            self._epoch[s] == epoch for s, epoch in zip(cache_step.step.sequences, cache_step.epochs, strict=True)
+        )
 
     def _require_current(self, cache_step: CacheStep) -> None:
         if not self._is_current(cache_step):
-            raise RuntimeError("the cache step is no longer open: a sequence of it was committed, rolled back or released")
+            raise RuntimeError(
+                "the cache step is no longer open: a sequence of it was committed, rolled back or released"
+            )
 
     def _make_step(self, step: LayoutStep) -> CacheStep:
         sequences = np.array(step.sequences, dtype=np.int64)
@@ -261,9 +271,7 @@ class PagedKVCache:
         """Segment rows that lose tokens, each with the offsets in the step's tokens of those that it keeps."""
         step, plan = cache_step.step, self._plan
         if keep.dtype != torch.bool or keep.shape != (step.num_tokens,):
-            raise ValueError(
-                f"keep must be bool [{step.num_tokens}], got {keep.dtype} {list(keep.shape)}"
-            )
+            raise ValueError(f"keep must be bool [{step.num_tokens}], got {keep.dtype} {list(keep.shape)}")
         kept = keep.cpu().numpy()
         found = []
         offset = 0
@@ -274,7 +282,9 @@ class PagedKVCache:
                 if part.all():
                     continue
                 if not plan.is_frame[row]:
-                    raise ValueError(f"keep drops text tokens of sequence {sequence}; only tokens of frames can be dropped")
+                    raise ValueError(
+                        f"keep drops text tokens of sequence {sequence}; only tokens of frames can be dropped"
+                    )
                 self._require_whole_visibility(sequence, first, last)
                 found.append((row, offset + first - begin + part.nonzero()[0]))
             offset += end - begin
@@ -301,10 +311,10 @@ class PagedKVCache:
             self._lengths[row] = len(source)
             self._free(sequence, first + -(-len(source) // self.page_size), first + int(self._plan.num_pages[row]))
         if sum(map(len, sources)):
-            source, target = (torch.from_numpy(np.concatenate(part)).to(self.device) for part in (sources, targets))
-            for pages in (*self.k_pages, *self.v_pages):
-                flat = pages.flatten(0, 1)
-                flat[target] = flat[source]
+            old, new = (torch.from_numpy(np.concatenate(part)).to(self.device) for part in (sources, targets))
+            for layer in (*self.k_pages, *self.v_pages):
+                slots = layer.flatten(0, 1)
+                slots[new] = slots[old]
 
 
 def _fields(key: Mapping[str, object] | str | None) -> dict[str, object]:

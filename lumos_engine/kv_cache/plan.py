@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KEY_TILE_TOKENS", "CachePlan", "PagedKeys"]
 
-KEY_TILE_TOKENS = 64  # the grid of SequenceLayout.schedule, whatever the page size: cached equals recomputed bit for bit
+KEY_TILE_TOKENS = (
+    64  # the grid of SequenceLayout.schedule, whatever the page size: cached equals recomputed bit for bit
+)
 
 
 @dataclass(frozen=True)

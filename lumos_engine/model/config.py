@@ -49,11 +49,11 @@ class LumosConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            value: Any = getattr(self, field.name)
             kind = type(field.default)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise TypeError(f"{field.name} must be {kind.__name__}, got {value!r}")
-            if kind is not bool and not (value > 0 and math.isfinite(value)):
+            if kind is not bool and not 0 < float(value) < math.inf:
                 raise ValueError(f"{field.name} must be positive, got {value!r}")
         heads, kv_heads, rows = self.num_attention_heads, self.num_key_value_heads, self.model_parallel_size
         if self.hidden_size % heads:

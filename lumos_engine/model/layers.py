@@ -26,8 +26,7 @@ class AttentionContext:
     positions: Tensor
     inv_freq: Tensor
     layout: SequenceLayout | None = None
-    cache: PagedKVCache | None = None
-    cache_step: CacheStep | None = None
+    cached: tuple[PagedKVCache, CacheStep] | None = None
     parity: bool = False
 
 
@@ -70,11 +69,12 @@ class Attention(nn.Module):
             q, k, self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias,
             context.positions, context.inv_freq, parity=context.parity,
         )  # fmt: skip
-        if context.cache is None:
+        if context.cached is None:
             out, _ = ops.block_attention(q, k, v, context.layout)
         else:
-            context.cache.write(self.layer, k, v, context.cache_step)
-            out = context.cache.attend(self.layer, q, context.cache_step)
+            cache, cache_step = context.cached
+            cache.write(self.layer, k, v, cache_step)
+            out = cache.attend(self.layer, q, cache_step)
         return self.o_proj(out.flatten(1))
 
 

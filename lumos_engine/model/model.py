@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
+from ..layout import LayoutStep
 from .config import LumosConfig
 from .layers import AttentionContext, Block, RMSNorm
 
 if TYPE_CHECKING:
     from ..kv_cache import CacheStep, PagedKVCache
-    from ..layout import LayoutStep, SequenceLayout
+    from ..layout import SequenceLayout
 
 __all__ = ["Decoder", "LumosModel"]
 
@@ -93,12 +94,13 @@ class LumosModel(nn.Module):
         self._check(tokens, layout, cache, cache_step)
         x = self.model.embed_tokens(tokens)
         self._inv_freq = self._inv_freq.to(tokens.device)
-        if cache is None:
-            context = AttentionContext(layout.positions, self._inv_freq, layout=layout, parity=self.parity)
-        else:
-            context = AttentionContext(
-                layout.positions, self._inv_freq, cache=cache, cache_step=cache_step, parity=self.parity
-            )
+        context = AttentionContext(
+            layout.positions,
+            self._inv_freq,
+            layout=None if isinstance(layout, LayoutStep) else layout,
+            cached=None if cache is None or cache_step is None else (cache, cache_step),
+            parity=self.parity,
+        )
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.model.layers:
             x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
@@ -168,6 +170,8 @@ class LumosModel(nn.Module):
             raise ValueError(f"tokens must have shape [{layout.num_tokens}] for this layout, got {list(tokens.shape)}")
         if (cache is None) != (cache_step is None):
             raise ValueError("cache and cache_step must be given together")
+        if isinstance(layout, LayoutStep) != (cache is not None):
+            raise ValueError("a LayoutStep needs a cache, and a cache needs a LayoutStep")
         if cache_step is not None and cache_step.step is not layout:
             raise ValueError("cache_step was begun with another step than the one given as layout")
         if tokens.device.type == "cpu" and tokens.numel():  # elsewhere the check would wait for the device

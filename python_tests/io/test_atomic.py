@@ -49,7 +49,7 @@ def test_disk_full_names_the_file_and_leaves_the_old_one(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="value.bin") as caught:
+    with pytest.raises(OSError, match=r"value\.bin") as caught:
         write_bytes_atomic(path, b"new", b"er")
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"old"
@@ -57,7 +57,7 @@ def test_disk_full_names_the_file_and_leaves_the_old_one(tmp_path: Path, monkeyp
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="value.json"):
+    with pytest.raises(FileNotFoundError, match=r"value\.json"):
         write_json_atomic(tmp_path / "absent" / "value.json", 1)
 
 

@@ -139,7 +139,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, request: pytest.FixtureRe
 
 
 def test_unsupported_values_write_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="'z' has dtype torch.complex64"):
+    with pytest.raises(TypeError, match=r"'z' has dtype torch\.complex64"):
         save_safetensors(tmp_path / "a", {"z": torch.zeros(1, dtype=torch.complex64)})
     with pytest.raises(TypeError, match="strings"):
         save_safetensors(tmp_path / "a", {}, {"step": 1})  # type: ignore[dict-item]

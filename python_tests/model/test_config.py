@@ -41,7 +41,9 @@ def test_incompatible_values_are_named(changes: dict[str, object], message: str)
         LumosConfig.from_dict({"mm_rope": True, **changes})
 
 
-@pytest.mark.parametrize("changes", [{"vocab_size": "7"}, {"hidden_size": 4096.0}, {"swin_norm": 1}, {"hidden_size": True}])
+@pytest.mark.parametrize(
+    "changes", [{"vocab_size": "7"}, {"hidden_size": 4096.0}, {"swin_norm": 1}, {"hidden_size": True}]
+)
 def test_wrong_types_are_named(changes: dict[str, object]) -> None:
     with pytest.raises(TypeError, match=next(iter(changes))):
         LumosConfig.from_dict({"mm_rope": True, **changes})

@@ -110,7 +110,9 @@ def dense_logits(config: LumosConfig, weights: dict[str, Tensor], tokens: Tensor
     ],
     ids=str,
 )
-def test_equals_the_dense_model(changes: dict[str, object], random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor) -> None:
+def test_equals_the_dense_model(
+    changes: dict[str, object], random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
+) -> None:
     model = random_model(dataclasses.replace(BASE, **changes))  # type: ignore[arg-type]
     with torch.no_grad():
         logits = model(video_tokens, SequenceLayout.from_tokens(video_tokens, vocabulary))

@@ -130,9 +130,15 @@ def test_the_vq_model_of_the_original_is_ignored(saved: tuple[LumosModel, Path])
     ("changes", "message"),
     [
         ({"model__norm__weight": None}, r"'model\.norm\.weight' of shape \[64\] is missing"),
-        ({"model__norm__weight": torch.ones(65)}, r"'model\.norm\.weight' has shape \[65\], config\.json asks for \[64\]"),
+        (
+            {"model__norm__weight": torch.ones(65)},
+            r"'model\.norm\.weight' has shape \[65\], config\.json asks for \[64\]",
+        ),
         ({"model__norm__weight": torch.ones(64, dtype=torch.int32)}, r"'model\.norm\.weight' has dtype torch\.int32"),
-        ({"model__layers__2__mlp__up_proj__weight": torch.ones(32, 64)}, r"layers\.2\.mlp.* of shape \[32, 64\] has no place"),
+        (
+            {"model__layers__2__mlp__up_proj__weight": torch.ones(32, 64)},
+            r"layers\.2\.mlp.* of shape \[32, 64\] has no place",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(
@@ -175,7 +181,10 @@ def test_an_index_that_lies_is_refused(saved: tuple[LumosModel, Path]) -> None:
         ({**placed, "lm_head.weight": "../model.safetensors"}, "is not a file name"),
         ({**placed, "lm_head.weight": 3}, "is not a file name"),
         ({**placed, "more": first}, "'more' is not in it"),
-        ({name: file for name, file in placed.items() if "0.input_layernorm" not in name}, "the index does not place there"),
+        (
+            {name: file for name, file in placed.items() if "0.input_layernorm" not in name},
+            "the index does not place there",
+        ),
         ({}, "weight_map"),
         (None, "weight_map"),
     ):
