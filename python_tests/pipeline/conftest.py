@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,3 +55,14 @@ def model() -> LumosModel:
 @pytest.fixture(scope="session")
 def pipeline(parts: Parts, model: LumosModel) -> LumosPipeline:
     return LumosPipeline(model, VOCABULARY, parts.text, parts.visual, DEFAULTS)
+
+
+@pytest.fixture(scope="session")
+def folder(parts: Parts, model: LumosModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for :meth:`LumosPipeline.from_pretrained`."""
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    parts.text.save(path / "text_tokenizer.json")
+    parts.visual.save_pretrained(path / "visual_tokenizer")
+    (path / "pipeline.json").write_text(json.dumps({"vocabulary": VOCABULARY.to_dict(), "defaults": DEFAULTS}))
+    return path

@@ -255,7 +255,7 @@ def test_bad_input_is_refused_before_anything_runs(model: LumosModel) -> None:
         frames(given=torch.zeros(2, 1, HEIGHT, WIDTH, dtype=torch.int64))
     with pytest.raises(ValueError, match="more than num_frames=2"):
         frames(given=torch.zeros(3, 3, HEIGHT, WIDTH, dtype=torch.int64))
-    with pytest.raises(ValueError, match="0..23"):
+    with pytest.raises(ValueError, match=r"0\.\.23"):
         frames(given=torch.full((3, 1, HEIGHT, WIDTH), VISUAL_SIZE))
 
 
