@@ -98,6 +98,20 @@ class VisualTokenizerConfig:
         """Product of the levels."""
         return math.prod(self.levels)
 
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of a clip. Raises ValueError naming the nearest sizes that are allowed."""
+        time, rows, columns = self.compression
+        for name, value, unit in (("height", height, rows), ("width", width, columns)):
+            if value < unit or value % unit:
+                raise ValueError(
+                    f"{name} must be a positive multiple of {unit}, got {value}; nearest: {_nearest(value, unit, unit)}"
+                )
+        if num_frames < 1 or (num_frames - 1) % time:
+            raise ValueError(
+                f"num_frames must be 1 + {time} * n, got {num_frames}; nearest: {_nearest(num_frames, time, 1)}"
+            )
+        return 1 + (num_frames - 1) // time, height // rows, width // columns
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary, the inverse of :meth:`from_dict`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -249,3 +263,9 @@ def _windows(x: Tensor, history: int) -> Tensor:
         return x
     padded = F.pad(x, (0, 0) * 3 + (history, 0))
     return torch.cat([padded[:, i : i + x.shape[1]] for i in range(history + 1)], dim=2)
+
+
+def _nearest(value: int, unit: int, least: int) -> str:
+    """The allowed sizes ``least + unit * n`` around ``value``."""
+    below = max(least + (value - least) // unit * unit, least)
+    return f"{below}" if value < least else f"{below} and {below + unit}"

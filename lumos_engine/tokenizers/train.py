@@ -95,7 +95,7 @@ class TokenizerTrainConfig:
         for name in ("precision", "weights"):
             if getattr(self, name) not in _DTYPES:
                 raise ValueError(f"{name} must be one of {', '.join(_DTYPES)}, got {getattr(self, name)!r}")
-        VisualTokenizer(VisualAutoencoder(self.model)).latent_shape(self.num_frames, self.height, self.width)
+        self.model.latent_shape(self.num_frames, self.height, self.width)
 
 
 @dataclass(frozen=True)

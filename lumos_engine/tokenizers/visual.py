@@ -53,7 +53,8 @@ class VisualTokenizer:
             config = VisualTokenizerConfig.from_dict(values)
         except ValueError as error:
             raise CheckpointError(f"{path} is not the configuration of a visual tokenizer: {error}") from None
-        model = VisualAutoencoder(config)
+        with torch.random.fork_rng(devices=[]):  # the random weights are overwritten; nobody's generator should move
+            model = VisualAutoencoder(config)
         weights = load_safetensors(folder / WEIGHTS_NAME, dtype=torch.float32)
         expected = model.state_dict()
         for name in sorted(set(expected) | set(weights)):
@@ -104,17 +105,7 @@ class VisualTokenizer:
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent frames, rows and columns of a clip. Raises ValueError naming the nearest sizes that are allowed."""
-        time, rows, columns = self.compression
-        for name, value, unit in (("height", height, rows), ("width", width, columns)):
-            if value < unit or value % unit:
-                raise ValueError(
-                    f"{name} must be a positive multiple of {unit}, got {value}; nearest: {_nearest(value, unit, unit)}"
-                )
-        if num_frames < 1 or (num_frames - 1) % time:
-            raise ValueError(
-                f"num_frames must be 1 + {time} * n, got {num_frames}; nearest: {_nearest(num_frames, time, 1)}"
-            )
-        return 1 + (num_frames - 1) // time, height // rows, width // columns
+        return self.config.latent_shape(num_frames, height, width)
 
     def encode(self, frames: Tensor | np.ndarray) -> Tensor:
         """Codes int64 ``[latent_T, h, w]`` of one clip.
@@ -225,9 +216,3 @@ def _dimensions(codes: Tensor, count: int, name: str, allowed: str) -> Tensor:
     if codes.ndim != count or not codes.numel():
         raise ValueError(f"{name} must be {allowed} and not empty, got {list(codes.shape)}")
     return codes
-
-
-def _nearest(value: int, unit: int, least: int) -> str:
-    """The allowed sizes ``least + unit * n`` around ``value``."""
-    below = max(least + (value - least) // unit * unit, least)
-    return f"{below}" if value < least else f"{below} and {below + unit}"
