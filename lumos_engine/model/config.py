@@ -50,7 +50,8 @@ class LumosConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value: Any = getattr(self, field.name)
-            kind = type(field.default)
+            default: Any = field.default
+            kind = type(default)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise TypeError(f"{field.name} must be {kind.__name__}, got {value!r}")
             if kind is not bool and not 0 < float(value) < math.inf:
