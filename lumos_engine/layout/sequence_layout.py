@@ -56,6 +56,9 @@ class SequenceLayout:
     newline: torch.Tensor
     clean_frames: tuple[int, ...]
     permutation: torch.Tensor | None
+    _table: SegmentTable
+    _schedules: dict[int, Schedule]
+    _key: list[str]  # empty until the key is first asked for
 
     def __init__(self) -> None:
         raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
@@ -49,6 +50,28 @@ def interval_layouts(draw: st.DrawFn) -> SequenceLayout:
         share = draw(st.sampled_from([0.1, 0.5, 0.95]))
         hidden = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(seed)) < share
     return SequenceLayout.from_intervals(lengths, torch.tensor(rows), hidden=hidden, segments=sequences)
+
+
+def random_intervals(seed: int) -> SequenceLayout:
+    """As `interval_layouts`, with bounds that change from token to token: what shrinking examples seldom reach."""
+    rng = np.random.default_rng(seed)
+    sequences, rows = [], []
+    for _ in range(rng.integers(1, 4)):
+        n = int(rng.integers(1, 40))
+        cuts = np.unique(rng.integers(1, n + 1, rng.integers(0, 6)))
+        sequences.append([Text(int(x)) for x in np.diff(np.concatenate(([0], cuts[cuts < n], [n])))])
+        bounds = np.concatenate(
+            (rng.integers(0, n + 1, (n, 1)), *(np.sort(rng.integers(0, n + 1, (n, 2)), axis=1) for _ in range(2))),
+            axis=1,
+        )
+        bounds[rng.random(n) < 0.5, 0] = 0
+        period = int(rng.choice([1, 5, n]))
+        rows.append(bounds[np.arange(n) // period * period])
+    lengths = [len(r) for r in rows]
+    hidden = None
+    if seed % 4:
+        hidden = torch.from_numpy(rng.random(sum(lengths)) < (0.1, 0.5, 0.9)[seed % 4 - 1])
+    return SequenceLayout.from_intervals(lengths, torch.from_numpy(np.concatenate(rows)), None, hidden, sequences)
 
 
 any_layout = (

@@ -83,6 +83,8 @@ def test_only_frames_inside_a_closed_video_count():
     layout = SequenceLayout.from_tokens(torch.tensor(ids), SMALL)
     n = frame(4, 4).num_tokens
     assert layout.sequences == ((Text(n + 3), frame(4, 4), Text(1 + n - 1)),)
+    second_open = torch.tensor(inside + SMALL.video_header(1, 1) + FRAME)
+    assert SequenceLayout.from_tokens(second_open, SMALL).sequences == ((Text(3), frame(4, 4), Text(1 + 3 + n)),)
     still_open = torch.tensor(inside[:-1] + frame_ids(4, 4))
     assert SequenceLayout.from_tokens(still_open, SMALL).sequences == ((Text(3), frame(4, 4), frame(4, 4)),)
 

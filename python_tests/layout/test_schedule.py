@@ -8,7 +8,7 @@ from hypothesis import given
 
 from lumos_engine.layout import Frame, Schedule, SequenceLayout, Text, schedule
 
-from .helpers import any_layout, dense, tile_sizes
+from .helpers import any_layout, dense, random_intervals, tile_sizes
 
 
 def states_of(runs: torch.Tensor, offsets: torch.Tensor, num_tiles: int) -> torch.Tensor:
@@ -49,6 +49,11 @@ def check(layout: SequenceLayout, tile_tokens: int) -> None:
 @given(any_layout, tile_sizes)
 def test_states_are_exact(layout, tile_tokens):
     check(layout, tile_tokens)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_states_are_exact_for_any_intervals(seed):
+    check(random_intervals(seed), 1 + seed % 7)
 
 
 @given(any_layout, tile_sizes)

@@ -93,6 +93,13 @@ def test_frame_window(sequences, num_frames, sink_frames):
             assert torch.equal(mask, full)
 
 
+def test_frame_window_leaves_a_gap_of_one_token():
+    layout = SequenceLayout.frame_window([[Text(2)] + [Frame(1, 1)] * 4], num_frames=1, sink_frames=1)
+    assert dense(layout, 0)[5].tolist() == [True, True, True, False, True, True]
+    assert layout.intervals[5].tolist() == [3, 4, 5, 5, 6]
+    assert layout.intervals[4].tolist() == [0, 0, 4, 4, 5]  # where sinks and window meet, plain history
+
+
 @given(st.lists(text_then_frames, min_size=1, max_size=3))
 def test_teacher_forcing(sequences):
     layout = SequenceLayout.teacher_forcing(sequences)
