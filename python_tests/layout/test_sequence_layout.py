@@ -159,6 +159,14 @@ def test_types_and_round_trip_through_intervals(layout):
         assert again == layout and hash(again) == hash(layout)
 
 
+@given(any_layout)
+def test_visible_is_the_rule(layout):
+    for s in range(layout.num_sequences):
+        assert torch.equal(layout.visible(s), dense(layout, s))
+    with pytest.raises(ValueError, match="sequence must be in"):
+        layout.visible(layout.num_sequences)
+
+
 def test_equality_is_by_content():
     make = SequenceLayout.from_segments
     layout = make([[Text(3), Frame(2, 2)]])
