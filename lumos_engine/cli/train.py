@@ -1,0 +1,73 @@
+"""``lumos train CONFIG [--resume] [--section.option value ...]``.
+
+CONFIG is a YAML file, or the name of one that comes with the package (``moving_digits``). The run's folder (``train.out``) receives the
+resolved configuration, ``train.jsonl``, checkpoints, and the model so far in ``model/``.
+
+Exit codes: 0 at the end of the run and after SIGTERM, 130 after Ctrl-C (both save first), 2 for a mistake or a failure.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+_CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``lumos train`` with ``argv`` and return the exit code."""
+    arguments = list(argv)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_help())
+        return 0 if arguments else 2
+    resume = "--resume" in arguments
+    quiet = "--quiet" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--resume", "--quiet")]
+    if not arguments or arguments[0].startswith("--"):
+        raise ValueError("the first argument must be a configuration file; see lumos train --help")
+
+    from ..train.config import load_config
+
+    try:
+        config = load_config(_find(arguments[0]), arguments[1:])
+    except TypeError as error:  # an option of the wrong type is the user's mistake, not ours
+        raise ValueError(str(error)) from None
+
+    from ..train.progress import JsonLog, ProgressBar, TensorBoardLog
+    from ..train.trainer import Trainer
+
+    trainer = Trainer(config, resume=resume)
+    with ExitStack() as stack:
+        listeners = [JsonLog(trainer.out / "train.jsonl", trainer.step)]
+        if config.train.tensorboard:
+            listeners.append(TensorBoardLog(trainer.out / "tensorboard"))
+        if not quiet:
+            listeners.append(ProgressBar())
+        for listener in listeners:
+            stack.callback(listener.close)
+        received = trainer.run(listeners)
+    if received is not None:
+        print(f"lumos train: saved step {trainer.step} in {trainer.out}; --resume continues", file=sys.stderr)
+    else:
+        print(f"{trainer.out}: {trainer.step} steps done, the model is in {trainer.out / 'model'}")
+    return 130 if received == signal.SIGINT else 0
+
+
+def _find(name: str) -> Path:
+    shipped = _CONFIGS / f"{name}.yaml"
+    return shipped if not Path(name).exists() and Path(name).name == name and shipped.is_file() else Path(name)
+
+
+def _help() -> str:
+    from ..train.config import describe_options
+
+    return (
+        "usage: lumos train CONFIG [--resume] [--quiet] [--section.option value ...]\n\n"
+        f"CONFIG is a YAML file or one of: {', '.join(sorted(p.stem for p in _CONFIGS.glob('*.yaml')))}.\n"
+        "--resume continues the run in train.out from its latest checkpoint; --quiet shows no progress bar.\n"
+        "Exit codes: 0 at the end and after SIGTERM, 130 after Ctrl-C (both save first), 2 on failure.\n\n"
+        f"options and defaults:\n{describe_options()}"
+    )

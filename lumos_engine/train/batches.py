@@ -1,0 +1,113 @@
+"""Batches: samples corrupted and packed into one token tensor and its layout, a function of (options, seed, step) alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..data.hashing import hash_words
+from ..layout import SequenceLayout, Vocabulary
+from ..tokenizers.prompt import clip_duration, prompt_tokens
+from ..tokenizers.text import TextTokenizer
+from .ar_df import IGNORED, CorruptedSample, Sample, corrupt
+from .config import DiffusionOptions
+from .sources import ClipSource, CodedClip
+
+__all__ = ["BatchMaker", "TrainBatch", "pack"]
+
+_CORRUPTION_STREAM = 41
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Packed samples.
+
+    tokens: int64 [tokens]. layout: of them. rows: int64 [n], packed slots that the loss reads, ascending. targets: int64 [n], codes
+    0..visual_size-1. frames: int64 [n], latent frame of each row. positions: of the samples in the run.
+    """
+
+    tokens: Tensor
+    layout: SequenceLayout
+    rows: Tensor
+    targets: Tensor
+    frames: Tensor
+    positions: range
+
+
+def pack(samples: list[CorruptedSample], vocabulary: Vocabulary, history: str, positions: range) -> TrainBatch:
+    """Lay samples side by side."""
+    segments = [sample.segments for sample in samples]
+    if history == "keep":
+        layout = SequenceLayout.teacher_forcing(segments, strides=vocabulary.strides)
+    else:
+        layout = SequenceLayout.from_segments(segments, strides=vocabulary.strides)
+        if history == "drop":
+            layout = layout.with_hidden(torch.cat([sample.hidden for sample in samples if sample.hidden is not None]))
+    labels = torch.cat([sample.labels for sample in samples])
+    rows = (labels != IGNORED).nonzero().squeeze(1)
+    clean = torch.tensor(layout.clean_frames)[layout.sequence_id[rows].long()]
+    return TrainBatch(
+        tokens=torch.cat([sample.tokens for sample in samples]),
+        layout=layout,
+        rows=rows,
+        targets=labels[rows] - vocabulary.visual_begin,
+        frames=layout.frame_id[rows] - clean,
+        positions=positions,
+    )
+
+
+class BatchMaker:
+    """Batches of a source.
+
+    Args:
+        source: clips by position. text_tokenizer: captions to ids.
+        strides: pixels per latent along (time, height, width).
+        max_tokens: the longest sequence, in tokens before frames are copied; a longer one is a ValueError naming the caption.
+        seed: of the corruption.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        text_tokenizer: TextTokenizer,
+        vocabulary: Vocabulary,
+        options: DiffusionOptions,
+        *,
+        seed: int,
+        max_tokens: int,
+    ) -> None:
+        self._source, self._vocabulary, self._options = source, vocabulary, options
+        self._seed, self._max_tokens = seed, max_tokens
+        encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(text_tokenizer.encode(text)))
+        self._encode = lambda text: list(encode(text))
+        self._generator = torch.Generator()
+
+    def batch(self, begin: int, size: int) -> TrainBatch:
+        """Samples ``begin .. begin + size - 1`` of the run."""
+        positions = range(begin, begin + size)
+        samples = [self.sample(position) for position in positions]
+        return pack(samples, self._vocabulary, self._options.history, positions)
+
+    def sample(self, position: int) -> CorruptedSample:
+        word = hash_words(self._seed, torch.tensor([position]).numpy(), _CORRUPTION_STREAM)[0]
+        self._generator.manual_seed(int(word) >> 1)
+        return corrupt(self._ids(self._source.clip(position)), self._vocabulary, self._options, self._generator)
+
+    def _ids(self, clip: CodedClip) -> Sample:
+        vocabulary = self._vocabulary
+        frames, height, width = clip.codes.shape
+        text = prompt_tokens(
+            self._encode, clip.caption, width=width * vocabulary.strides[2], height=height * vocabulary.strides[1],
+            num_frames=clip.num_frames, fps=clip.fps, bos=vocabulary.bos, sep=vocabulary.sep,
+        )  # fmt: skip
+        header = vocabulary.video_header(*clip_duration(clip.num_frames, clip.fps))
+        total = len(text) + len(header) + frames * (height * (width + 1) + 4)
+        if total > self._max_tokens:
+            raise ValueError(
+                f"a clip of {frames} latent frames of {height}x{width} with caption {clip.caption[:60]!r} needs {total} tokens, "
+                f"model.max_position_embeddings is {self._max_tokens}"
+            )
+        return Sample(text, header, clip.codes)
