@@ -43,7 +43,7 @@ class VisualTokenizerConfig:
         decoder_history: latent frames before the current one that the decoder sees.
     """
 
-    levels: tuple[int, ...] = (8, 5, 5, 5)
+    levels: tuple[int, ...] = (8, 6, 5)
     compression: tuple[int, int, int] = (4, 4, 4)
     channels: int = 1
     encoder: str = "patch"

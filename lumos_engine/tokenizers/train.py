@@ -53,7 +53,7 @@ class TokenizerTrainConfig:
         model: sizes of the network.
     """
 
-    steps: int = 5500
+    steps: int = 2400
     max_minutes: float | None = None
     batch_size: int = 32
     num_frames: int = 13

@@ -50,8 +50,11 @@ def test_every_level_is_reached_and_none_beyond(level):
 
 @given(LEVELS)
 def test_zero_is_the_value_zero(levels):
+    """In the middle of its interval, not at the edge between two levels."""
     quantizer = FiniteScalarQuantizer(levels)
-    assert not quantizer(torch.zeros(1, len(levels))).any()
+    zero = torch.zeros(1, len(levels))
+    assert not quantizer(zero).any()
+    assert quantizer.bound(zero).abs().max() < 1e-3
 
 
 def test_gradient_passes_the_rounding():
