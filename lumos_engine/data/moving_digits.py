@@ -26,7 +26,7 @@ __all__ = ["HELD_OUT", "ClipBatch", "DigitObject", "MovingDigits"]
 
 _GRID = 4
 _MIN_DISTANCE = 15
-_HELD_OUT_SEED = 7
+_HELD_OUT_SEED = 43  # leaves every digit standing still, and the examples of the documentation, among the seen pairs
 _HELD_OUT_SHARE = 0.15
 _VIDEO_FPS = 6.0
 
@@ -152,11 +152,11 @@ class MovingDigits:
         self._pairs = _allowed_pairs(pairs, self._world.possible)
         self._doubles = _allowed_doubles(self._pairs, self._world.possible_doubles)
         if self.two_digit_share < 1.0 and len(self._pairs) == 0:
-            raise ValueError(f"a frame of {height}x{width} px holds no path of {num_frames} frames")
+            raise ValueError(f"no {pairs} pair of digit and motion fits a frame of {height}x{width} px over {num_frames} frames")
         if self.two_digit_share > 0.0 and len(self._doubles) == 0:
             raise ValueError(
-                f"a frame of {height}x{width} px holds no two digits that stay {_MIN_DISTANCE} px apart over {num_frames} frames; "
-                "use num_objects=1"
+                f"no two digits of {pairs} pairs stay {_MIN_DISTANCE} px apart in a frame of {height}x{width} px over "
+                f"{num_frames} frames; use num_objects=1"
             )
 
     def __len__(self) -> int:
@@ -171,7 +171,7 @@ class MovingDigits:
     def batch(self, indices: Sequence[int] | np.ndarray) -> ClipBatch:
         """The clips at ``indices``, in that order. Raises IndexError outside 0..len-1."""
         index = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if len(index) and not (0 <= index.min() and index.max() < self.num_clips):
+        if len(index) and not (index.min() >= 0 and index.max() < self.num_clips):
             raise IndexError(f"clip indices must be within 0..{self.num_clips - 1}, got {index.min()}..{index.max()}")
         digits, motions, images, start = self._draw(index)
         step = np.array([(motion.dy, motion.dx) for motion in MOTIONS])[motions]  # [N, 2, 2]; row -1 is unused

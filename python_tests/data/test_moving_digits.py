@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,11 +14,12 @@ from lumos_engine.data.digit_images import digit_split, digit_sprites, load_digi
 from lumos_engine.data.motion import MOTIONS, make_caption, parse_caption
 
 PINNED_CAPTIONS = [
-    "an 8 moving down slowly and a 1 moving left",
+    "an 8 moving up right slowly and a 0 moving left",
     "a 4 standing still",
     "a 2 moving up",
-    "a 9 moving down left",
+    "a 9 moving left slowly",
 ]
+PINNED_FRAMES_SHA256 = "b6a2209b6128b3da53f74d7d23891f4d4d97abf2f5d881e7a19e15c6d74c0149"
 
 
 def test_split_is_disjoint_and_covers_every_image() -> None:
@@ -34,6 +37,8 @@ def test_held_out_pairs_are_fixed_and_spread() -> None:
     assert len(HELD_OUT) == 26  # 15 % of 10 digits x 17 motions
     assert max(sum(digit == d for digit, _ in HELD_OUT) for d in range(10)) <= 3
     assert max(sum(motion is m for _, motion in HELD_OUT) for m in MOTIONS) <= 2
+    images = MovingDigits(num_frames=1, num_objects=1).batch(range(300))
+    assert set(images.digits[:, 0].tolist()) == set(range(10))  # no digit is missing from images
 
 
 @pytest.mark.parametrize("num_frames", [1, 5, 13])
@@ -89,7 +94,9 @@ def test_seeds_and_splits_give_other_clips() -> None:
 
 
 def test_the_first_clips_are_the_ones_of_every_release() -> None:
-    assert MovingDigits(seed=0).batch(range(4)).captions == PINNED_CAPTIONS
+    batch = MovingDigits(seed=0).batch(range(4))
+    assert batch.captions == PINNED_CAPTIONS
+    assert hashlib.sha256(batch.frames).hexdigest() == PINNED_FRAMES_SHA256
 
 
 def test_sprites_move_by_half_pixels() -> None:
@@ -136,8 +143,9 @@ def test_other_captions_are_refused(caption: str) -> None:
         ({"num_objects": 3}, "num_objects is"),
         ({"two_digit_share": 1.5}, "two_digit_share"),
         ({"height": 11}, "at least 12 px"),
-        ({"height": 16, "width": 16}, "use num_objects=1"),
-        ({"num_objects": 1, "pairs": "unseen", "height": 12, "width": 12, "num_frames": 400}, None),
+        ({"height": 16, "width": 16}, "no two digits of seen pairs .* use num_objects=1"),
+        ({"num_objects": 1, "pairs": "unseen", "num_frames": 1}, "no unseen pair of digit and motion fits"),
+        ({"num_objects": 1, "height": 12, "width": 12, "num_frames": 400}, None),
     ],
 )
 def test_bad_options(options: dict, message: str | None) -> None:
@@ -150,5 +158,5 @@ def test_bad_options(options: dict, message: str | None) -> None:
 
 @pytest.mark.parametrize("index", [-1, 10])
 def test_index_outside(index: int) -> None:
-    with pytest.raises(IndexError, match="within 0..9"):
+    with pytest.raises(IndexError, match=r"within 0\.\.9"):
         MovingDigits(num_clips=10).clip(index)
