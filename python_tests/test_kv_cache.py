@@ -20,9 +20,20 @@ segments = st.one_of(
     st.builds(Text, st.integers(1, 90)),
     st.builds(Frame, st.integers(1, 9), st.integers(1, 9), newlines=st.booleans(), header=st.integers(0, 3)),
 )
-layouts = st.builds(
-    SequenceLayout.from_segments, st.lists(st.lists(segments, min_size=1, max_size=4), min_size=1, max_size=3)
-)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> SequenceLayout:
+    """Block-causal or windowed layouts, some with hidden keys."""
+    sequences = draw(st.lists(st.lists(segments, min_size=1, max_size=4), min_size=1, max_size=3))
+    if draw(st.booleans()):
+        layout = SequenceLayout.from_segments(sequences)
+    else:
+        layout = SequenceLayout.frame_window(sequences, draw(st.integers(0, 2)), sink_frames=draw(st.integers(0, 1)))
+    if draw(st.integers(0, 3)):
+        return layout
+    hidden = torch.rand(layout.num_tokens, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) < 0.5
+    return layout.with_hidden(hidden)
 
 
 def random_qkv(layout: SequenceLayout, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -67,7 +78,7 @@ def cuts(layout: SequenceLayout, sequence: int) -> list[int]:
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@given(layout=layouts, page_size=st.sampled_from([1, 7, 16, 64, 100]), seed=st.integers(0, 2**32))
+@given(layout=layouts(), page_size=st.sampled_from([1, 7, 16, 64, 100]), seed=st.integers(0, 2**32))
 def test_any_course_of_steps_equals_recomputation(
     backend: str, layout: SequenceLayout, page_size: int, seed: int
 ) -> None:
@@ -153,7 +164,12 @@ def test_keep_is_checked_before_anything_changes() -> None:
     intervals = layout.intervals.clone()
     intervals[11:, 2] = 7  # the last text ends its history inside the frame
     partial = SequenceLayout.from_intervals([13], intervals, segments=layout.sequences)
-    for chosen, dropped, message in ((layout, 2, "drops text"), (partial, 6, "sees only a part")):
+    hiding = layout.with_hidden(torch.arange(13) == 6)
+    for chosen, dropped, message in (
+        (layout, 2, "drops text"),
+        (partial, 6, "sees only a part"),
+        (hiding, 6, "hides keys by itself"),
+    ):
         cache = make_cache(chosen)
         cache_step = cache.begin(chosen.step([0], [0], [13]))
         with pytest.raises(ValueError, match=message):

@@ -164,7 +164,7 @@ class PagedKVCache:
         Raises:
             RuntimeError: the step is no longer open.
             ValueError: ``end`` outside the step or inside a frame; ``keep`` of another shape, or dropping text, or frames
-                that a later query sees in part. Nothing has changed then.
+                that a later query sees in part, or tokens of a layout with hidden keys. Nothing has changed then.
         """
         self._require_current(cache_step)
         step = cache_step.step
@@ -281,6 +281,8 @@ class PagedKVCache:
                 part = kept[offset + first - begin : offset + last - begin] if first < last else kept[:0]
                 if part.all():
                     continue
+                if self.layout.hidden is not None:
+                    raise ValueError("keep drops tokens under a layout that hides keys by itself; use one or the other")
                 if not plan.is_frame[row]:
                     raise ValueError(
                         f"keep drops text tokens of sequence {sequence}; only tokens of frames can be dropped"
