@@ -22,6 +22,13 @@ def mask_ratio(u: torch.Tensor | float, min_ratio: float = 0.7) -> torch.Tensor:
     return torch.clamp(torch.cos(u * math.pi * 0.5), min=_checked_ratio("min_ratio", min_ratio))
 
 
+def masked_counts(ratio: torch.Tensor, size: int, num_frames: int, mode: str) -> torch.Tensor:
+    """How many of `size` positions each ratio [n] masks, fp32: max(1, round(size ratio)), to nearest even; a position of rank r is
+    masked where r < count. In mode "tube_decay" [frames] for ratio [1], rising linearly to `size`, not rounded again."""
+    count = (size * ratio).round().clamp(min=1)
+    return torch.linspace(float(count), size, num_frames) if mode == "tube_decay" else count
+
+
 @dataclass(frozen=True, eq=False)
 class TubePattern:
     """Masked content positions, newline tokens included.
@@ -113,11 +120,8 @@ class TubePattern:
         rank_uniforms = _checked_uniforms("rank_uniforms", rank_uniforms, content if shared else frames * content)
         ratio = mask_ratio(u, min_ratio)
         size = frames * content if mode == "random" else content
-        count = (size * ratio).round().clamp(min=1)
         order = rank_uniforms.view(-1, size).argsort(dim=-1, stable=True)
-        if mode == "tube_decay":
-            count = torch.linspace(float(count), content, frames)
-        masked = order < count[:, None]
+        masked = order < masked_counts(ratio, size, frames, mode)[:, None]
         if mode == "tube":
             masked = masked.expand(frames, content)
         return cls(masked.reshape(frames, content).contiguous(), mode, tuple(ratio.tolist()))

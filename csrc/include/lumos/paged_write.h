@@ -1,0 +1,31 @@
+// paged_write: copy keys and values of tokens to slots of a paged cache.
+#pragma once
+
+#include <stdint.h>
+
+#include "lumos/dtype.h"
+#include "lumos/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct lumos_paged_write_params {
+  const void* k;         // [tokens, kv_heads, head_dim], dtype
+  const void* v;         // [tokens, kv_heads, head_dim], dtype
+  void* k_pages;         // [num_slots, kv_heads, head_dim], contiguous, dtype
+  void* v_pages;         // [num_slots, kv_heads, head_dim], contiguous, dtype
+  const int64_t* slots;  // [tokens], page * page_size + offset, none twice
+  lumos_dtype dtype;     // LUMOS_FLOAT32 or LUMOS_BFLOAT16
+  int64_t num_tokens, num_kv_heads, head_dim, num_slots;
+  int64_t k_stride_token, k_stride_head;  // in elements; the last dimension is contiguous
+  int64_t v_stride_token, v_stride_head;
+  int num_threads;
+} lumos_paged_write_params;
+
+// Fails before anything is written if a slot is outside the pages.
+LUMOS_API lumos_status lumos_cpu_paged_write(const lumos_paged_write_params* params);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,45 @@
+"""MM-RoPE: rotary embedding of a (t, h, w) position (arXiv 2507.08801, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+AXES = (0, 0, 0, 0, 1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2)
+"""Axis (0 = t, 1 = h, 2 = w) of frequency index f, by f mod 16: time, height and width share the frequencies 2 : 3 : 3."""
+
+
+def inverse_frequencies(head_dim: int, theta: float = 10000.0) -> Tensor:
+    """``theta ** (-2 f / head_dim)`` for f = 0 .. head_dim/2 - 1, fp32, by the arithmetic of the original."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
+def rotation_table(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [tokens, head_dim / 2] in ``dtype`` (fp32 or fp64) of the fp32 product position x frequency."""
+    axes = torch.tensor(AXES, device=positions.device).repeat(len(inv_freq) // len(AXES))
+    angle = positions.float()[:, axes] * inv_freq
+    return angle.to(dtype).cos(), angle.to(dtype).sin()
+
+
+def mm_rope(
+    x: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor | None = None,
+    *,
+    inverse: bool = False,
+    parity: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    """See ``lumos_engine.ops.mm_rope``."""
+    if inv_freq is None:
+        inv_freq = inverse_frequencies(x.shape[-1]).to(x.device)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = rotation_table(positions, inv_freq, dtype)
+    if parity:
+        cos, sin = cos.to(x.dtype).to(dtype), sin.to(x.dtype).to(dtype)
+    if inverse:
+        sin = -sin
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x.to(dtype).chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return x.copy_(rotated) if inplace else rotated
