@@ -1,4 +1,6 @@
-"""Resolution buckets: sizes of about the same number of pixels and different shape (Lumos-1's training data, after Lumina-mGPT)."""
+"""Resolution buckets: sizes of about the same number of pixels and different shape (Lumos-1's training data, after
+Lumina-mGPT).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def bucket_sizes(target_size: int) -> tuple[tuple[int, int], ...]:
 
 
 def nearest_bucket(height: int, width: int, target_size: int) -> tuple[int, int]:
-    """The bucket (height, width) whose shape loses least of a ``height`` x ``width`` picture to the crop; of equals the widest.
+    """The bucket (height, width) whose shape loses least of a ``height`` x ``width`` picture to the crop; of equals
+    the widest.
 
     Raises:
         ValueError: a size below 1, or ``target_size`` below 32.

@@ -18,7 +18,8 @@ class Clip:
         frames: uint8 [T, H, W, C], C is 1 (grey) or 3 (RGB).
         caption: what is shown; "" where nothing is known.
         fps: frames per second; 1.0 for an image.
-        objects: ground truth of a synthetic data set (:class:`~lumos_engine.data.moving_digits.DigitObject`), else empty.
+        objects: ground truth of a synthetic data set (:class:`~lumos_engine.data.moving_digits.DigitObject`), else
+            empty.
     """
 
     frames: np.ndarray

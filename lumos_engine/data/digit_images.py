@@ -1,4 +1,6 @@
-"""The handwritten digits inside scikit-learn (UCI Optical Recognition, 1797 images of 8x8), split and rendered at half-pixel phases."""
+"""The handwritten digits inside scikit-learn (UCI Optical Recognition, 1797 images of 8x8), split and rendered at
+half-pixel phases.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def load_digit_images() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=2)
 def digit_split(split: str) -> tuple[np.ndarray, ...]:
-    """Indices into :func:`load_digit_images` of each class 0..9, int64, ascending: 1437 images for "train", 360 for "test".
+    """Indices into :func:`load_digit_images` of each class 0..9, int64, ascending: 1437 images for "train", 360 for
+    "test".
 
     360 of 1797 are dealt to the classes by the method of largest remainders; inside a class a fixed shuffle chooses.
     """
@@ -60,9 +63,11 @@ def digit_split(split: str) -> tuple[np.ndarray, ...]:
 
 @lru_cache(maxsize=1)
 def digit_sprites() -> np.ndarray:
-    """All images at the four half-pixel phases: uint8 [1797, 2, 2, 13, 13], indexed by image, phase y, phase x; read-only.
+    """All images at the four half-pixel phases: uint8 [1797, 2, 2, 13, 13], indexed by image, phase y, phase x;
+    read-only.
 
-    Drawn at twice the resolution (24 px, linear interpolation, black outside), shifted by the phase, then averaged over 2x2.
+    Drawn at twice the resolution (24 px, linear interpolation, black outside), shifted by the phase, then averaged
+    over 2x2.
     """
     images, _ = load_digit_images()
     side = 2 * DIGIT_SIZE

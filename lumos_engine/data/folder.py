@@ -1,13 +1,15 @@
 """Any folder of videos and images with captions.
 
-Captions come from ``captions.jsonl`` in the folder (one object a line, keys ``path``, relative to the folder, and ``caption``;
-other keys and files that it does not list are ignored), or, where there is none, from ``name.txt`` beside ``name.mp4``.
-A caption that is null, missing or blank is no caption: by default such a file is left out of a data set for text to video;
-``captions="optional"`` uses it with caption "" (what a visual tokenizer needs).
+Captions come from ``captions.jsonl`` in the folder (one object a line, keys ``path``, relative to the folder, and
+``caption``; other keys and files that it does not list are ignored), or, where there is none, from ``name.txt``
+beside ``name.mp4``.
 
-A file that cannot be used is named in the log (logger ``lumos_engine.data``) with the reason, kept in :attr:`FolderDataset.skipped`, and never
-replaced by another one. Headers are read when the data set is opened; damage inside a file is found when it is decoded, and is
-a :class:`~lumos_engine.io.image.MediaError` then.
+A caption that is null, missing or blank is no caption: by default such a file is left out of a
+data set for text to video; ``captions="optional"`` uses it with caption "" (what a visual tokenizer needs).
+
+A file that cannot be used is named in the log (logger ``lumos_engine.data``) with the reason, kept in
+:attr:`FolderDataset.skipped`, and never replaced by another one. Headers are read when the data set is opened; damage
+inside a file is found when it is decoded, and is a :class:`~lumos_engine.io.image.MediaError` then.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ class FolderDataset:
         if num_frames < 1 or (num_frames - 1) % temporal_stride:
             near = 1 + temporal_stride * max(0, (num_frames - 1) // temporal_stride)
             raise ValueError(
-                f"num_frames must be 1 + {temporal_stride} n, not {num_frames}; the nearest are {near} and {near + temporal_stride}"
+                f"num_frames must be 1 + {temporal_stride} n, not {num_frames}; "
+                f"the nearest are {near} and {near + temporal_stride}"
             )
         if not 0 < fps <= 1000:
             raise ValueError(f"fps must be within (0, 1000], not {fps}")
@@ -101,7 +104,10 @@ class FolderDataset:
         self._items = [item for path, caption in found if (item := self._check(path, caption, captions)) is not None]
         if not self._items:
             reasons = "; ".join(f"{file.path}: {file.reason}" for file in self.skipped[:3])
-            raise ValueError(f"{folder} holds no usable video or image" + (f" ({len(self.skipped)} skipped: {reasons})" if reasons else ""))
+            raise ValueError(
+                f"{folder} holds no usable video or image"
+                + (f" ({len(self.skipped)} skipped: {reasons})" if reasons else "")
+            )
         if self.skipped:
             _LOG.warning("%s: %d files skipped, %d used", folder, len(self.skipped), len(self._items))
 
@@ -113,7 +119,8 @@ class FolderDataset:
 
         Raises:
             IndexError: outside 0..len-1.
-            MediaError: the file is damaged, or holds fewer frames than its header promised. It is logged and added to :attr:`skipped`.
+            MediaError: the file is damaged, or holds fewer frames than its header promised. It is logged and added to
+                :attr:`skipped`.
         """
         if not 0 <= index < len(self._items):
             raise IndexError(f"clip index must be within 0..{len(self._items) - 1}, not {index}")
@@ -131,7 +138,10 @@ class FolderDataset:
             return Clip(cover_and_crop(image, *self._size_for(*image.shape[:2]))[None], item.caption, 1.0)
         video = read_video(path, self.fps, self.num_frames, self._size_for, start=item.start)
         if len(video.frames) < self.num_frames:
-            raise MediaError(f"{path} holds {len(video.frames)} frames at {self.fps:g} fps from {item.start:.2f} s on, not {self.num_frames}")
+            raise MediaError(
+                f"{path} holds {len(video.frames)} frames at {self.fps:g} fps from {item.start:.2f} s on, "
+                f"not {self.num_frames}"
+            )
         return Clip(video.frames, item.caption, self.fps if self.num_frames > 1 else 1.0)
 
     def _size_for(self, height: int, width: int) -> tuple[int, int]:
@@ -140,19 +150,22 @@ class FolderDataset:
     def _check(self, path: str, caption: str, captions: str) -> _Item | None:
         """The item, or None where header or caption already tell that it cannot be used."""
         if not caption and captions == "required":
-            return self._skip(path, "no caption")
+            self._skip(path, "no caption")
+            return None
         try:
             if _is_image(path):
                 check_media_file(self.folder / path)
                 return _Item(path, caption, 0.0)
             info = probe_video(self.folder / path)
         except (MediaError, OSError) as error:
-            return self._skip(path, str(error))
+            self._skip(path, str(error))
+            return None
         if info.duration is None:
             return _Item(path, caption, 0.0)
         spare = info.duration - (self.num_frames - _FRAME_TOLERANCE) / self.fps
         if self.num_frames > 1 and spare < 0:
-            return self._skip(path, f"{info.duration:.2f} s are shorter than {self.num_frames} frames at {self.fps:g} fps")
+            self._skip(path, f"{info.duration:.2f} s are shorter than {self.num_frames} frames at {self.fps:g} fps")
+            return None
         # A start within the tolerance is the beginning; seeking there could miss the first frame.
         return _Item(path, caption, spare / 2 if spare * self.fps > 1 else 0.0)
 
@@ -187,7 +200,10 @@ def _read_captions(file: Path) -> Iterator[tuple[str, str]]:
             path = row.get("path") if isinstance(row, dict) else None
             caption = row.get("caption") if isinstance(row, dict) else None
             if not isinstance(path, str) or not path or not isinstance(caption, (str, type(None))):
-                raise ValueError(f"{file} line {number} must be an object with a string 'path' and a 'caption' that is a string or null")
+                raise ValueError(
+                    f"{file} line {number} must be an object with a string 'path' and a 'caption' that is a string or "
+                    "null"
+                )
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
                 raise ValueError(f"{file} line {number}: path {path!r} leaves the folder; paths are relative to it")
             yield path, " ".join((caption or "").split())

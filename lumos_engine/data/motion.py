@@ -11,7 +11,9 @@ __all__ = ["MOTIONS", "STILL", "Motion", "make_caption", "parse_caption"]
 
 @dataclass(frozen=True)
 class Motion:
-    """A direction and a speed. ``dy`` and ``dx`` are pixels per frame (y grows downwards); diagonals move in both axes."""
+    """A direction and a speed. ``dy`` and ``dx`` are pixels per frame (y grows downwards); diagonals move in both
+    axes.
+    """
 
     direction: str
     dy: float
@@ -70,7 +72,8 @@ def parse_caption(caption: str) -> list[tuple[int, Motion]]:
         match = _OBJECT.fullmatch(part.strip())
         if match is None or match[2] not in _BY_PHRASE:
             raise ValueError(
-                f"caption {caption!r} is not of the form 'a 7 moving up left slowly and a 3 standing still' (part {part!r})"
+                f"caption {caption!r} is not of the form 'a 7 moving up left slowly and a 3 standing still' "
+                f"(part {part!r})"
             )
         objects.append((int(match[1]), _BY_PHRASE[match[2]]))
     return objects

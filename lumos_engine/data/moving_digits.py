@@ -1,9 +1,9 @@
 """The moving-digits world: handwritten digits that move over a black frame, with a caption that says so.
 
-Frames are 32x32 grey, 13 of them (1 + 4*3) at 6 fps. Digits are 12x12 px, start on a grid of 4 px such that their whole path stays
-in the frame, and move at 1 px per frame, or 0.5 ("slowly"), in eight directions (diagonals in both axes at that speed), or
-stand still. With two digits (never of the same class) the corners of the boxes stay 15 px apart in x or in y all the time. Speeds are whole or half
-latent tokens (4 px) per latent frame (4 frames).
+Frames are 32x32 grey, 13 of them (1 + 4*3) at 6 fps. Digits are 12x12 px, start on a grid of 4 px such that their
+whole path stays in the frame, and move at 1 px per frame, or 0.5 ("slowly"), in eight directions (diagonals in both
+axes at that speed), or stand still. With two digits (never of the same class) the corners of the boxes stay 15 px
+apart in x or in y all the time. Speeds are whole or half latent tokens (4 px) per latent frame (4 frames).
 
 Every clip is a function of (options, seed, index). Digit images of "train" and "test" are disjoint. 26 of the 170
 (digit, motion) pairs, :data:`HELD_OUT`, appear with ``pairs="unseen"`` or ``"all"`` only.
@@ -32,7 +32,9 @@ _VIDEO_FPS = 6.0
 
 
 def _choose_held_out() -> frozenset[tuple[int, int]]:
-    """26 (digit, motion index) pairs: at most 3 of a digit and 2 of a motion, so that every word stays common in training."""
+    """26 (digit, motion index) pairs: at most 3 of a digit and 2 of a motion, so that every word stays common in
+    training.
+    """
     wanted = round(_HELD_OUT_SHARE * 10 * len(MOTIONS))
     chosen: list[tuple[int, int]] = []
     for pair in shuffled(_HELD_OUT_SEED, 10 * len(MOTIONS)):
@@ -88,7 +90,9 @@ class ClipBatch:
 
     def clip(self, i: int) -> Clip:
         objects = tuple(
-            DigitObject(int(self.digits[i, k]), MOTIONS[self.motions[i, k]], int(self.images[i, k]), self.positions[i, k])
+            DigitObject(
+                int(self.digits[i, k]), MOTIONS[self.motions[i, k]], int(self.images[i, k]), self.positions[i, k]
+            )
             for k in range(2)
             if self.digits[i, k] >= 0
         )
@@ -152,7 +156,9 @@ class MovingDigits:
         self._pairs = _allowed_pairs(pairs, self._world.possible)
         self._doubles = _allowed_doubles(self._pairs, self._world.possible_doubles)
         if self.two_digit_share < 1.0 and len(self._pairs) == 0:
-            raise ValueError(f"no {pairs} pair of digit and motion fits a frame of {height}x{width} px over {num_frames} frames")
+            raise ValueError(
+                f"no {pairs} pair of digit and motion fits a frame of {height}x{width} px over {num_frames} frames"
+            )
         if self.two_digit_share > 0.0 and len(self._doubles) == 0:
             raise ValueError(
                 f"no two digits of {pairs} pairs stay {_MIN_DISTANCE} px apart in a frame of {height}x{width} px over "
@@ -281,12 +287,14 @@ def _world(num_frames: int, height: int, width: int) -> _World:
 def _allowed_pairs(pairs: str, possible: np.ndarray) -> np.ndarray:
     """int64 [P, 2] (digit, motion) in a fixed order."""
     every = [(digit, motion) for digit in range(10) for motion in range(len(MOTIONS)) if possible[motion]]
-    keep = {"seen": lambda p: p not in _HELD_OUT_IDS, "unseen": lambda p: p in _HELD_OUT_IDS, "all": lambda p: True}[pairs]
-    return np.array([pair for pair in every if keep(pair)], dtype=np.int64).reshape(-1, 2)
+    wanted = {"seen": (False,), "unseen": (True,), "all": (False, True)}[pairs]
+    return np.array([pair for pair in every if (pair in _HELD_OUT_IDS) in wanted], dtype=np.int64).reshape(-1, 2)
 
 
 def _allowed_doubles(pairs: np.ndarray, possible: np.ndarray) -> np.ndarray:
-    """int64 [Q, 4]: ordered pairs of allowed (digit, motion) pairs, digits different, motions that fit into the frame together."""
+    """int64 [Q, 4]: ordered pairs of allowed (digit, motion) pairs, digits different, motions that fit into the
+    frame together.
+    """
     a, b = (grid.reshape(-1) for grid in np.meshgrid(np.arange(len(pairs)), np.arange(len(pairs)), indexing="ij"))
     fits = (pairs[a, 0] != pairs[b, 0]) & possible[pairs[a, 1], pairs[b, 1]]
     return np.concatenate([pairs[a[fits]], pairs[b[fits]]], axis=1)

@@ -1,4 +1,6 @@
-"""The order in which an epoch visits a data set: a function of (seed, epoch), so that training resumes by position alone."""
+"""The order in which an epoch visits a data set: a function of (seed, epoch), so that training resumes by position
+alone.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def epoch_order(num_items: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def iterate_epoch(dataset: ClipDataset, seed: int, epoch: int, begin: int = 0) -> Iterator[tuple[int, Clip]]:
-    """(position, clip) from position ``begin`` of the epoch on; files that cannot be decoded are left out (the data set logs them).
+    """(position, clip) from position ``begin`` of the epoch on; files that cannot be decoded are left out (the data
+    set logs them).
 
     Raises:
         MediaError: not one clip of a whole epoch could be decoded.

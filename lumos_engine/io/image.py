@@ -36,7 +36,8 @@ def check_media_file(path: str | os.PathLike[str]) -> Path:
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 RGB [H, W, 3], turned upright by its EXIF tag; transparent parts on white. Of an animation, the first frame.
+    """uint8 RGB [H, W, 3], turned upright by its EXIF tag; transparent parts on white. Of an animation, the first
+    frame.
 
     Raises:
         FileNotFoundError: no such file.
@@ -65,9 +66,11 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
 
 def cover_and_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3|1] -> uint8 [height, width, 3|1]: shrink or enlarge until both sides are covered, then crop the centre.
+    """uint8 [H, W, 3|1] -> uint8 [height, width, 3|1]: shrink or enlarge until both sides are covered, then crop the
+    centre.
 
-    As the original: halve with a box filter while both sides are at least twice the target, then bicubic to the scale that covers.
+    As the original: halve with a box filter while both sides are at least twice the target, then bicubic to the scale
+    that covers.
 
     Raises:
         ValueError: not a uint8 image of 1 or 3 channels, or a target below 1 px.

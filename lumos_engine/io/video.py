@@ -25,7 +25,9 @@ _TIME_TOLERANCE_S = 1e-3
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container declares. ``duration`` in seconds, None where it declares none; ``fps`` is the average rate."""
+    """What the container declares. ``duration`` in seconds, None where it declares none; ``fps`` is the average
+    rate.
+    """
 
     height: int
     width: int
@@ -43,7 +45,9 @@ class Video:
 
 @contextmanager
 def _open_stream(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tuple[Any, Any, VideoInfo]]:
-    """(container, video stream, what it declares); every failure of the library becomes a MediaError that names ``path``."""
+    """(container, video stream, what it declares); every failure of the library becomes a MediaError that names
+    ``path``.
+    """
     import av
 
     file = check_media_file(path)
@@ -56,13 +60,15 @@ def _open_stream(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tupl
             if stream.width < 1 or stream.height < 1:
                 raise MediaError(f"{path} declares no frame size")
             if stream.width * stream.height > max_pixels:
-                raise MediaError(f"{path} declares {stream.width}x{stream.height} pixels, at most {max_pixels} pixels are read")
+                raise MediaError(
+                    f"{path} declares {stream.width}x{stream.height} pixels, at most {max_pixels} pixels are read"
+                )
             rate = stream.average_rate or stream.guessed_rate
             if not rate:
                 raise MediaError(f"{path} declares no frame rate")
             duration = None
             if stream.duration is not None and stream.time_base is not None:
-                duration = float(stream.duration * stream.time_base)
+                duration = stream.duration * float(stream.time_base)
             elif container.duration is not None:
                 duration = container.duration / av.time_base
             yield container, stream, VideoInfo(stream.height, stream.width, float(rate), duration)
@@ -88,10 +94,11 @@ def read_video(
     """Decode the first video stream.
 
     Args:
-        fps: frames per second returned: the frame shown at each k/fps (so frames repeat above the source's rate). None: every frame.
+        fps: frames per second returned: the frame shown at each k/fps (so frames repeat above the source's rate).
+            None: every frame.
         max_frames: stop after that many. None: to the end.
-        size: (height, width), or a function that gives it for the (height, width) of the first upright frame; frames are
-            resized to cover it and cropped (:func:`cover_and_crop`). None: as they are.
+        size: (height, width), or a function that gives it for the (height, width) of the first upright frame; frames
+            are resized to cover it and cropped (:func:`cover_and_crop`). None: as they are.
         start: seconds to skip.
         max_pixels: refuse what declares more height * width than this.
 
@@ -126,19 +133,22 @@ def read_video(
 
 
 def _decode(path: Any, container: Any, stream: Any, info: VideoInfo, start: float) -> Iterator[tuple[float, Any]]:
-    """(seconds since ``start``, frame) in order of presentation. The frame on screen at ``start`` is the first, at time <= 0."""
+    """(seconds since ``start``, frame) in order of presentation. The frame on screen at ``start`` is the first, at
+    time <= 0.
+    """
+    tick = float(stream.time_base)
+    origin = (stream.start_time or 0) * tick
     if start > 0:
-        container.seek(int((start + float((stream.start_time or 0) * stream.time_base)) / stream.time_base), stream=stream)
-    origin = float((stream.start_time or 0) * stream.time_base)
+        container.seek(int((start + origin) / tick), stream=stream)  # to the key frame before
     time, count, held = -math.inf, 0, None
     for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise MediaError(f"{path} is damaged at {frame.time} s")
-        previous = time
-        time = (float(frame.pts * frame.time_base) - origin if frame.pts is not None else count / info.fps) - start
+        shown_at = count / info.fps if frame.pts is None else frame.pts * float(frame.time_base) - origin
+        time = max(time, shown_at - start)  # some muxers write the same time twice
         count += 1
-        if time <= previous:
-            raise MediaError(f"{path} has time stamps that do not increase (at {time + start:.3f} s)")
+        if frame.is_corrupt:
+            if time <= 0:  # refers to frames before the key frame, and is not shown
+                continue
+            raise MediaError(f"{path} is damaged at {shown_at:.3f} s")
         if time <= _TIME_TOLERANCE_S:
             held = (time, frame)  # a later frame may still begin before `start`
             continue
@@ -155,7 +165,9 @@ def _decode(path: Any, container: Any, stream: Any, info: VideoInfo, start: floa
 
 
 def _at_rate(timed: Iterator[tuple[float, Any]], fps: float | None, frame_s: float) -> Iterator[Any]:
-    """The frame on screen at each k/fps until the last one has been shown for ``frame_s``; with ``fps`` None, every frame."""
+    """The frame on screen at each k/fps until the last one has been shown for ``frame_s``; with ``fps`` None, every
+    frame.
+    """
     if fps is None:
         yield from (frame for _, frame in timed)
         return
@@ -173,7 +185,8 @@ def _at_rate(timed: Iterator[tuple[float, Any]], fps: float | None, frame_s: flo
 def save_video(frames: Any, path: str | os.PathLike[str], fps: float, *, scale: int = 1) -> None:
     """Write frames; the suffix of ``path`` chooses the format. The file appears whole or not at all.
 
-    - ``.mp4``: H.264, yuv420p (odd sides get one more row or column, a copy of the edge), index at the front (faststart).
+    - ``.mp4``: H.264, yuv420p (odd sides get one more row or column, a copy of the edge), index at the front
+      (faststart).
     - ``.gif``: endless loop; GIF counts time in 1/100 s.
     - ``.png``: one frame as an image; several as a contact sheet, side by side from left to right.
 
@@ -189,9 +202,13 @@ def save_video(frames: Any, path: str | os.PathLike[str], fps: float, *, scale: 
     target, pixels = Path(path), np.asarray(frames)
     suffix = target.suffix.lower()
     if suffix not in _SAVE_SUFFIXES:
-        raise ValueError(f"cannot save {str(path)!r}: the suffix must be one of {', '.join(_SAVE_SUFFIXES)}, not {target.suffix!r}")
+        raise ValueError(
+            f"cannot save {str(path)!r}: the suffix must be one of {', '.join(_SAVE_SUFFIXES)}, not {target.suffix!r}"
+        )
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
-        raise ValueError(f"frames must be uint8 [T, H, W, 1 or 3] with at least one frame, not {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(
+            f"frames must be uint8 [T, H, W, 1 or 3] with at least one frame, not {pixels.dtype} {list(pixels.shape)}"
+        )
     if not (math.isfinite(fps) and 0 < fps <= 1000):
         raise ValueError(f"fps must be within (0, 1000], not {fps}")
     if int(scale) != scale or scale < 1:

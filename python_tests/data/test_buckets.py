@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from lumos_engine.data.buckets import bucket_sizes, nearest_bucket
 
 
-@pytest.mark.parametrize(("target", "count", "wide"), [(352, 31, (256, 448)), (528, 49, (384, 672)), (656, 61, (480, 832))])
+@pytest.mark.parametrize(
+    ("target", "count", "wide"), [(352, 31, (256, 448)), (528, 49, (384, 672)), (656, 61, (480, 832))]
+)
 def test_lists_of_the_original(target: int, count: int, wide: tuple[int, int]) -> None:
     assert len(bucket_sizes(target)) == len(set(bucket_sizes(target))) == count
     assert nearest_bucket(720, 1280, target) == wide
@@ -18,7 +20,9 @@ def test_lists_of_the_original(target: int, count: int, wide: tuple[int, int]) -
 @given(st.integers(32, 1200))
 def test_buckets_keep_their_bounds(target: int) -> None:
     sizes = bucket_sizes(target)
-    assert sizes and all(h % 32 == w % 32 == 0 and h * w <= target * target and max(h, w) <= 4 * min(h, w) for h, w in sizes)
+    assert sizes and all(
+        h % 32 == w % 32 == 0 and h * w <= target * target and max(h, w) <= 4 * min(h, w) for h, w in sizes
+    )
     assert [w for _, w in sizes] == sorted((w for _, w in sizes), reverse=True)
 
 

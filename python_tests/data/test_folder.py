@@ -56,7 +56,12 @@ def test_optional_captions_and_fixed_size(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("num_frames", "fps", "expected"),
-    [(5, 12, [9, 10, 11, 12, 13]), (9, 6, [3, 5, 7, 9, 11, 13, 15, 17, 19]), (1, 12, [11]), (21, 12, list(range(1, 22)))],
+    [
+        (5, 12, [9, 10, 11, 12, 13]),
+        (9, 6, [3, 5, 7, 9, 11, 13, 15, 17, 19]),
+        (1, 12, [11]),
+        (21, 12, list(range(1, 22))),
+    ],
 )
 def test_the_clip_is_the_middle(folder: Path, num_frames: int, fps: float, expected: list[int]) -> None:
     clip = FolderDataset(folder, num_frames=num_frames, fps=fps, size=(32, 32)).sample(1)

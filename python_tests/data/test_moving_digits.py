@@ -1,4 +1,6 @@
-"""The moving-digits world: determinism, the promises about splits, held-out pairs, paths and distances, and bad input."""
+"""The moving-digits world: determinism, the promises about splits, held-out pairs, paths and distances, and bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,11 @@ def test_unseen_clips_hold_only_held_out_pairs() -> None:
     assert {(o.digit, o.motion) for i in range(400) for o in MovingDigits(pairs="all").clip(i).objects} - HELD_OUT
 
 
-@given(st.integers(0, 2**63 - 1), st.lists(st.integers(0, 999_999), min_size=1, max_size=8), st.sampled_from(["train", "test"]))
+@given(
+    st.integers(0, 2**63 - 1),
+    st.lists(st.integers(0, 999_999), min_size=1, max_size=8),
+    st.sampled_from(["train", "test"]),
+)
 def test_a_clip_depends_on_seed_and_index_alone(seed: int, indices: list[int], split: str) -> None:
     batch = MovingDigits(split, seed).batch(indices)
     for i, index in enumerate(indices):
@@ -89,7 +95,9 @@ def test_a_clip_depends_on_seed_and_index_alone(seed: int, indices: list[int], s
 
 
 def test_seeds_and_splits_give_other_clips() -> None:
-    captions = {MovingDigits(split, seed).batch(range(20)).captions.__str__() for split in ("train", "test") for seed in (0, 1)}
+    captions = {
+        MovingDigits(split, seed).batch(range(20)).captions.__str__() for split in ("train", "test") for seed in (0, 1)
+    }
     assert len(captions) == 4
 
 
@@ -126,7 +134,9 @@ def test_captions_round_trip(objects: list) -> None:
     assert parse_caption(make_caption(objects)) == objects
 
 
-@pytest.mark.parametrize("caption", ["", "a cat moving left", "a 7 moving", "a 7 moving left and", "a 12 standing still", "a 7  moving left"])
+@pytest.mark.parametrize(
+    "caption", ["", "a cat moving left", "a 7 moving", "a 7 moving left and", "a 12 standing still", "a 7  moving left"]
+)
 def test_other_captions_are_refused(caption: str) -> None:
     with pytest.raises(ValueError, match="is not of the form"):
         parse_caption(caption)
