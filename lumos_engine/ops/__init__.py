@@ -18,7 +18,7 @@ _HOME = {
     "merge_attention": "merge",
     "mm_rope": "rotary",
     "paged_attention": "paged",
-    "paged_write": "paged_write",
+    "paged_write": "pages",
     "qk_norm_mm_rope": "qk_norm",
     "tube_mask": "tube",
     "unmask_step": "unmask",

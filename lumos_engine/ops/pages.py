@@ -41,11 +41,11 @@ def paged_write(
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}; it must be contiguous")
     if chosen == "reference":
         num_slots = k_pages.shape[0] * k_pages.shape[1]
-        if tokens and not (0 <= int(slots.min()) and int(slots.max()) < num_slots):
+        if tokens and (int(slots.min()) < 0 or int(slots.max()) >= num_slots):
             raise ValueError(
                 f"{op}: slots are {int(slots.min())}..{int(slots.max())}; the pages hold slots 0..{num_slots - 1}"
             )
-        registry.reference("paged_write").paged_write(k, v, k_pages, v_pages, slots)
+        registry.reference("pages").paged_write(k, v, k_pages, v_pages, slots)
     else:
         torch.ops.lumos._paged_write(k.detach(), v.detach(), k_pages, v_pages, slots)
 
