@@ -203,6 +203,5 @@ class FrameGenerator:
             guidance_scale=settings.guidance_scale if settings.guided else 1.0, sampling_temperature=settings.sampling_temperature,
             temperature=temperature, num_masked=num_masked, **random,
         )
-        new_ids = torch.where(known, chosen(ids), new_ids + vocabulary.visual_begin)
-        return (ids.scatter(1, rows, new_ids), torch.zeros_like(ids, dtype=torch.float32).scatter(1, rows, confidence),
-                torch.zeros_like(unknown).scatter(1, rows, masked & ~known))
+        return (ids.scatter(1, rows, new_ids + vocabulary.visual_begin), torch.zeros_like(ids, dtype=torch.float32).scatter(1, rows, confidence),
+                torch.zeros_like(unknown).scatter(1, rows, masked))

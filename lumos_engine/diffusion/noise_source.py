@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from ..noise import gumbel, philox_uniform
 
 SAMPLING_STREAM = 0
 REMASKING_STREAM = 1
@@ -35,23 +36,17 @@ class PhiloxNoise:
     """
 
     def __init__(self, keys: Sequence[tuple[int, int]]) -> None:
-        self.keys = tuple(keys)
-
-    def _stack(self, draw: Callable[..., Tensor], frame: int, step: int, num_tokens: int, stream: int) -> Tensor:
-        return torch.stack([draw(seed, sample, frame, step, num_tokens, stream) for seed, sample in self.keys])
+        self._seeds = [seed for seed, _ in keys]
+        self._samples = [sample for _, sample in keys]
 
     def sampled_ids(self, frame: int, step: int, num_tokens: int) -> Tensor | None:
         return None
 
     def uniforms(self, frame: int, step: int, num_tokens: int) -> Tensor:
-        from ..noise import philox_uniform
-
-        return self._stack(philox_uniform, frame, step, num_tokens, SAMPLING_STREAM)
+        return philox_uniform(self._seeds, self._samples, frame, step, num_tokens, SAMPLING_STREAM)
 
     def gumbel(self, frame: int, step: int, num_tokens: int) -> Tensor:
-        from ..noise import gumbel
-
-        return self._stack(gumbel, frame, step, num_tokens, REMASKING_STREAM)
+        return gumbel(self._seeds, self._samples, frame, step, num_tokens, REMASKING_STREAM)
 
 
 class ReplayNoise:

@@ -100,6 +100,32 @@ def test_drop_keeps_only_visible_slots(model: LumosModel) -> None:
             assert forward.cache.read(0, sequence)[0].shape[0] == text + 2 * (FRAME - int(dropped.sum()))
 
 
+def test_given_frames_are_history_like_any_other_unless_kept_clean(model: LumosModel) -> None:
+    """One frame after two given ones: what it sees of them is told apart by the confidences of its first step."""
+    given = torch.randint(VISUAL_SIZE, (3, 2, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(3))
+
+    def confidence(history: str, clean: bool) -> Tensor:
+        reports: list[StepReport] = []
+        generate(model, PROMPTS, given=given, history=history, quirks=OfficialQuirks(clean_given_frames=clean), reports=reports)
+        return reports[0].confidence
+
+    keep = confidence("keep", False)
+    torch.testing.assert_close(confidence("mask", True), keep, rtol=0, atol=1e-5)
+    torch.testing.assert_close(confidence("drop", True), keep, rtol=0, atol=1e-5)
+    masked, dropped = confidence("mask", False), confidence("drop", False)
+    for a, b in ((masked, keep), (dropped, keep), (masked, dropped)):
+        assert not torch.allclose(a, b, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("compounding", [False, True])
+def test_temperature_is_reset_for_each_frame_unless_compounding(model: LumosModel, compounding: bool) -> None:
+    given = torch.zeros(3, 1, HEIGHT, WIDTH, dtype=torch.int64)
+    reports: list[StepReport] = []
+    generate(model, PROMPTS, given=given, temperature=2.0, quirks=OfficialQuirks(compounding_temperature=compounding), reports=reports)
+    temperatures = [[report.temperature for report in reports if report.frame == frame] for frame in (1, 2)]
+    assert temperatures == ([[1.5, 0.75, 0.1875, 0.0], [0.0] * 4] if compounding else [[1.5, 1.0, 0.5, 0.0]] * 2)
+
+
 def test_denoising_leaves_the_history_as_it_was(model: LumosModel) -> None:
     """Keys and values of committed tokens do not change a bit while a frame is written over and over."""
     canvas = TokenCanvas(PROMPTS, HEADER, height=HEIGHT, width=WIDTH, num_frames=3, vocabulary=VOCABULARY, guided=True)
