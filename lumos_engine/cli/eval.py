@@ -22,11 +22,14 @@ _SHEET_CLIPS = 12
 class EvalDigits:
     """Does the model draw the digits and motions that prompts state, and continue what it is shown?
 
-    Prints a table: generated clips, with 95 % intervals, beside true clips and their tokenizer reconstructions (what can be reached).
+    Prints a table: generated clips, with 95 % intervals, beside true clips and their tokenizer reconstructions (what
+    can be reached).
     """
 
     num: int = 256
-    """prompts; 256 is the full evaluation: 128 one digit, 32 one digit in unseen pairs, 64 two digits, 32 two digits unseen"""
+    """prompts; 256 is the full evaluation: 128 one digit, 32 one digit in unseen pairs, 64 two digits, 32 two
+    digits unseen
+    """
     json: bool = False
     """print JSON instead of a table"""
     out: Path | None = None

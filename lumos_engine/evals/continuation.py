@@ -1,4 +1,6 @@
-"""How well a clip is continued from its first frame: PSNR against the true future, beside that of repeating the first frame."""
+"""How well a clip is continued from its first frame: PSNR against the true future, beside that of repeating the
+first frame.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def future_mse(clips: np.ndarray, truth: np.ndarray) -> np.ndarray:
         ValueError: shapes apart from the channels differ, or T is 1.
     """
     if clips.shape[:4] != truth.shape[:4] or clips.shape[1] < 2:
-        raise ValueError(f"clips {list(clips.shape)} and truth {list(truth.shape)} must agree and hold at least 2 frames")
+        raise ValueError(
+            f"clips {list(clips.shape)} and truth {list(truth.shape)} must agree and hold at least 2 frames"
+        )
     grey, true_grey = (frames[:, 1:].mean(axis=-1) / 255 for frames in (clips, truth))
     return ((grey - true_grey) ** 2).mean(axis=(1, 2, 3))
 
@@ -33,13 +37,17 @@ def psnr_db(mse: np.ndarray | float) -> np.ndarray:
 
 
 def summarize_continuation(generated: np.ndarray, reconstructed: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """PSNR in dB, means over clips, of generated clips, of repeating the first true frame and of the tokenizer's reconstruction (the ceiling).
+    """PSNR in dB, means over clips, of generated clips, of repeating the first true frame and of the tokenizer's
+    reconstruction (the ceiling).
 
     ``gain_db`` is generated minus repeated, with its 95 % interval (normal, over clips; None for one clip);
     ``gain_pooled_db`` the same from the errors of all clips taken together.
     """
     repeated = np.broadcast_to(truth[:, :1], truth.shape)
-    mse = {name: future_mse(clips, truth) for name, clips in (("generated", generated), ("repeated", repeated), ("reconstructed", reconstructed))}
+    mse = {
+        name: future_mse(clips, truth)
+        for name, clips in (("generated", generated), ("repeated", repeated), ("reconstructed", reconstructed))
+    }
     gain = psnr_db(mse["generated"]) - psnr_db(mse["repeated"])
     spread = 1.96 * float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else None
     mean = float(gain.mean())

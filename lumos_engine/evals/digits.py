@@ -1,7 +1,8 @@
 """``lumos eval digits``: does the shipped world's model draw what the prompt says, and continue what it is shown?
 
-Prompts are the captions of true clips of held-back digit images, so that the same scores of those clips and of their tokenizer
-reconstructions stand beside the generated ones: what the readers of digits and motions, and the tokenizer, leave to reach.
+Prompts are the captions of true clips of held-back digit images, so that the same scores of those clips and of their
+tokenizer reconstructions stand beside the generated ones: what the readers of digits and motions, and the tokenizer,
+leave to reach.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ GROUPS = (
     PromptGroup("two_digit_unseen", "two digits, unseen pairs", 2, "unseen", 32 / 256),
 )
 """Of 256 prompts: 128, 32, 64, 32."""
-_CONTINUED = {"one_digit_seen": 1 / 4, "two_digit_seen": 1 / 8}  # clips to continue, as a share of the number of prompts
+# Clips to continue, as a share of the number of prompts.
+_CONTINUED = {"one_digit_seen": 1 / 4, "two_digit_seen": 1 / 8}
 
 
 def prompt_clips(num: int, *, num_frames: int = 13, height: int = 32, width: int = 32) -> dict[str, ClipBatch]:
@@ -64,15 +66,17 @@ def prompt_clips(num: int, *, num_frames: int = 13, height: int = 32, width: int
     counts = [int(value) for value in exact]
     for k in sorted(range(len(GROUPS)), key=lambda k: counts[k] - exact[k])[: num - sum(counts)]:
         counts[k] += 1
-    size = {"num_frames": num_frames, "height": height, "width": width}
+    size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
     return {
-        group.name: MovingDigits("test", _PROMPT_SEED, num_objects=group.num_objects, pairs=group.pairs, **size).batch(range(count))
+        group.name: MovingDigits("test", _PROMPT_SEED, num_objects=group.num_objects, pairs=group.pairs, **size).batch(
+            range(count)
+        )
         for group, count in zip(GROUPS, counts, strict=True)
         if count
     }
 
 
-def _continuation_clips(num: int, group: str, **size: int) -> ClipBatch:
+def _continuation_clips(num: int, group: str, **size: Any) -> ClipBatch:
     """The first clips of the group's world in which something moves."""
     count = max(1, round(num * _CONTINUED[group]))
     num_objects = next(g.num_objects for g in GROUPS if g.name == group)
@@ -97,16 +101,18 @@ def evaluate_digits(
 
     Args:
         pipeline: its default number of frames and size are used.
-        num: prompts (256 is the full evaluation); with ``continuation`` also num/4 one-digit and num/8 two-digit clips are continued.
+        num: prompts (256 is the full evaluation); with ``continuation`` also num/4 one-digit and num/8 two-digit
+            clips are continued.
         seed: of the noise; the result does not depend on ``batch_size``, as far as the pipeline's clips do not.
         options: further settings of the pipeline's calls (``steps``, ``guidance_scale``, ...).
         progress: called with (clips done, clips in all).
         keep_clips: called with (group, generated uint8 [N, T, H, W, C], true clips).
 
     Returns:
-        Plain JSON types: ``num``, ``groups`` {name: {title, prompts, generated, reconstructed, true, share_of_reconstruction}},
-        ``continuation`` {name: see :func:`~lumos_engine.evals.continuation.summarize_continuation`}, ``metrics`` (what each
-        counts), ``manifest`` (what was run).
+        Plain JSON types: ``num``, ``groups`` {name: {title, prompts, generated, reconstructed, true,
+        share_of_reconstruction}}, ``continuation`` {name: see
+        :func:`~lumos_engine.evals.continuation.summarize_continuation`}, ``metrics`` (what each counts), ``manifest``
+        (what was run).
 
     Raises:
         ValueError: ``num`` or ``batch_size`` below 1; an option that the pipeline refuses.
@@ -140,17 +146,31 @@ def evaluate_digits(
         generated = generate(clips, image=False)
         if keep_clips:
             keep_clips(group.name, generated, clips)
-        shown = {"generated": generated, "reconstructed": _reconstruct(pipeline.visual_tokenizer, clips.frames), "true": clips.frames}
+        shown = {
+            "generated": generated,
+            "reconstructed": _reconstruct(pipeline.visual_tokenizer, clips.frames),
+            "true": clips.frames,
+        }
         scores = {name: summarize(score_clips(frames, clips.captions, classifier)) for name, frames in shown.items()}
-        shares = {metric: _ratio(scores["generated"][metric]["share"], scores["reconstructed"][metric]["share"]) for metric in METRICS}
-        groups[group.name] = {"title": group.title, "prompts": len(clips.captions), **scores, "share_of_reconstruction": shares}
+        shares = {
+            metric: _ratio(scores["generated"][metric]["share"], scores["reconstructed"][metric]["share"])
+            for metric in METRICS
+        }
+        groups[group.name] = {
+            "title": group.title,
+            "prompts": len(clips.captions),
+            **scores,
+            "share_of_reconstruction": shares,
+        }
 
     continuations = {}
     for name, clips in continued.items():
         generated = generate(clips, image=True)
         if keep_clips:
             keep_clips(f"continued_{name}", generated, clips)
-        continuations[name] = summarize_continuation(generated, _reconstruct(pipeline.visual_tokenizer, clips.frames), clips.frames)
+        continuations[name] = summarize_continuation(
+            generated, _reconstruct(pipeline.visual_tokenizer, clips.frames), clips.frames
+        )
 
     prompts = [caption for clips in truth.values() for caption in clips.captions]
     return {
@@ -165,7 +185,9 @@ def evaluate_digits(
             "prompt_seed": _PROMPT_SEED,
             "continuation_seed": _CONTINUATION_SEED,
             "settings": {**pipeline.defaults, **(options or {})},
-            **describe_run({"model": getattr(pipeline, "model", None), "visual_tokenizer": pipeline.visual_tokenizer, "classifier": classifier}),
+            **describe_run(
+                {"model": pipeline.model, "visual_tokenizer": pipeline.visual_tokenizer, "classifier": classifier}
+            ),
         },
     }
 
@@ -175,7 +197,10 @@ def table_rows(report: dict[str, Any]) -> list[list[str]]:
     rows = [["", "", "generated", "reconstructed", "true", "of reconstruction"]]
     for group in report["groups"].values():
         for metric in METRICS:
-            cells = [_cell(group[name][metric], interval=name == "generated") for name in ("generated", "reconstructed", "true")]
+            cells = [
+                _cell(group[name][metric], interval=name == "generated")
+                for name in ("generated", "reconstructed", "true")
+            ]
             share = group["share_of_reconstruction"][metric]
             title = f"{group['title']} ({group['prompts']})" if metric == next(iter(METRICS)) else ""
             rows.append([title, metric.replace("_", " "), *cells, "" if share is None else f"{share:.0%}"])
@@ -183,7 +208,8 @@ def table_rows(report: dict[str, Any]) -> list[list[str]]:
     for name, found in report["continuation"].items():
         interval = "" if found["gain_low_db"] is None else f" [{found['gain_low_db']:.1f}, {found['gain_high_db']:.1f}]"
         title = f"continued from the first frame, {titles[name]} ({found['clips']})"
-        rows.append([title, "PSNR of the future", f"{found['psnr_generated_db']:.1f} dB", f"{found['psnr_reconstructed_db']:.1f} dB", "", ""])
+        made, ceiling = (f"{found[f'psnr_{kind}_db']:.1f} dB" for kind in ("generated", "reconstructed"))
+        rows.append([title, "PSNR of the future", made, ceiling, "", ""])
         rows.append(["", "PSNR of repeating it", f"{found['psnr_repeated_db']:.1f} dB", "", "", ""])
         rows.append(["", "gain", f"{found['gain_db']:+.1f} dB{interval}", "", "", ""])
     return rows

@@ -25,7 +25,9 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def describe_run(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """``weights_sha256`` of each part (a module, or something whose ``model`` is one; others are left out) and ``versions``."""
+    """``weights_sha256`` of each part (a module, or something whose ``model`` is one; others are left out) and
+    ``versions``.
+    """
     from .. import __version__
 
     hashes = {}
@@ -34,4 +36,7 @@ def describe_run(parts: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(module, torch.nn.Module):
             hashes[name] = weights_sha256(module)
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return {"weights_sha256": hashes, "versions": {"lumos_engine": __version__, "python": platform.python_version(), **versions}}
+    return {
+        "weights_sha256": hashes,
+        "versions": {"lumos_engine": __version__, "python": platform.python_version(), **versions},
+    }

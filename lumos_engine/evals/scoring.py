@@ -47,7 +47,9 @@ class ObjectReading:
 
 @dataclass(frozen=True)
 class ClipScore:
-    """One clip. The first three count objects, of ``num_objects`` stated; the readings are in the order of the caption."""
+    """One clip. The first three count objects, of ``num_objects`` stated; the readings are in the order of the
+    caption.
+    """
 
     num_objects: int
     digit_accuracy: int
@@ -62,7 +64,9 @@ class ClipScore:
         return self.digit_accuracy == self.direction_accuracy == self.num_objects
 
 
-def score_clips(clips: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str], classifier: DigitClassifier | None = None) -> list[ClipScore]:
+def score_clips(
+    clips: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str], classifier: DigitClassifier | None = None
+) -> list[ClipScore]:
     """Read every clip and compare it with its caption.
 
     Args:
@@ -87,14 +91,17 @@ def score_clips(clips: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str
     scores = []
     for tracks, objects, count in zip(tracked, stated, counts, strict=True):
         readings = [
-            ObjectReading(np.array([next(read) if blob else -1 for blob in track.blobs]), read_motion(track.centres)) for track in tracks
+            ObjectReading(np.array([next(read) if blob else -1 for blob in track.blobs]), read_motion(track.centres))
+            for track in tracks
         ]
         scores.append(_best_assignment(readings, objects, bool(count)))
     return scores
 
 
 def summarize(scores: Iterable[ClipScore]) -> dict[str, dict[str, Any]]:
-    """Each metric of :data:`METRICS` as {"share", "low", "high", "successes", "trials"}: share with its 95 % Wilson interval."""
+    """Each metric of :data:`METRICS` as {"share", "low", "high", "successes", "trials"}: share with its 95 % Wilson
+    interval.
+    """
     rows = list(scores)
     summary = {}
     for metric in METRICS:
@@ -115,14 +122,19 @@ def _grey(clip: np.ndarray) -> np.ndarray:
 
 
 def _best_assignment(readings: list[ObjectReading], objects: list[tuple[int, Motion]], count: bool) -> ClipScore:
-    """The clip does not tell which blob is which object: of all assignments the one that agrees best with the caption counts."""
+    """The clip does not tell which blob is which object: of all assignments the one that agrees best with the
+    caption counts.
+    """
 
     def score(order: tuple[int, ...]) -> ClipScore:
         pairs = [(readings[i], digit, motion) for i, (digit, motion) in zip(order, objects, strict=True)]
         return ClipScore(
             num_objects=len(objects),
             digit_accuracy=sum(reading.vote == digit for reading, digit, _ in pairs),
-            direction_accuracy=sum(reading.motion is not None and reading.motion.direction == motion.direction for reading, _, motion in pairs),
+            direction_accuracy=sum(
+                reading.motion is not None and reading.motion.direction == motion.direction
+                for reading, _, motion in pairs
+            ),
             speed_accuracy=sum(reading.motion == motion for reading, _, motion in pairs),
             identity_accuracy=all((reading.digits == digit).mean() >= IDENTITY_SHARE for reading, digit, _ in pairs),
             count_accuracy=count,
@@ -130,7 +142,9 @@ def _best_assignment(readings: list[ObjectReading], objects: list[tuple[int, Mot
         )
 
     def agreement(score: ClipScore) -> tuple[int, int, int]:
-        frames = sum(int((reading.digits == digit).sum()) for reading, (digit, _) in zip(score.readings, objects, strict=True))
+        frames = sum(
+            int((reading.digits == digit).sum()) for reading, (digit, _) in zip(score.readings, objects, strict=True)
+        )
         return score.digit_accuracy + score.direction_accuracy, frames, score.speed_accuracy
 
     return max(map(score, permutations(range(len(objects)))), key=agreement)

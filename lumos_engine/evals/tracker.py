@@ -1,4 +1,6 @@
-"""From frames to objects: bright blobs in each frame, linked over time, and the motion that the track of a blob shows."""
+"""From frames to objects: bright blobs in each frame, linked over time, and the motion that the track of a blob
+shows.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def _centred(alone: np.ndarray) -> np.ndarray:
     """The middle of ``alone`` by the bounding box of its ink, in a window of CROP_SIZE (cut where it is larger)."""
     rows, columns = np.nonzero(alone.max(axis=1) >= _INK)[0], np.nonzero(alone.max(axis=0) >= _INK)[0]
     crop = np.zeros((CROP_SIZE, CROP_SIZE), dtype=np.float32)
-    top, left = ((CROP_SIZE - 1 - first - last) // 2 for first, last in ((rows[0], rows[-1]), (columns[0], columns[-1])))
+    top, left = (
+        (CROP_SIZE - 1 - first - last) // 2 for first, last in ((rows[0], rows[-1]), (columns[0], columns[-1]))
+    )
     y, x = max(top, 0), max(left, 0)
     part = alone[y - top : CROP_SIZE - top, x - left : CROP_SIZE - left]
     crop[y : y + part.shape[0], x : x + part.shape[1]] = part
@@ -80,7 +84,8 @@ def _centred(alone: np.ndarray) -> np.ndarray:
 def track_objects(frames_blobs: list[list[Blob]], num_objects: int) -> list[Track]:
     """Link the heaviest ``num_objects`` blobs of each frame so that they move least.
 
-    A blob farther than 6 px from where an object was last seen is not that object, unless the object has been missing for two frames.
+    A blob farther than 6 px from where an object was last seen is not that object, unless the object has been missing
+    for two frames.
 
     Args:
         frames_blobs: result of :func:`find_blobs` for each frame.
@@ -110,7 +115,8 @@ def _distance(a: Blob | None, b: Blob | None) -> float:
 
 
 def read_motion(centres: np.ndarray) -> Motion | None:
-    """The motion whose velocity is nearest to the slope of a track (least squares); None when seen in fewer than half of the frames.
+    """The motion whose velocity is nearest to the slope of a track (least squares); None when seen in fewer than half
+    of the frames.
 
     Args:
         centres: float [T, 2], NaN where missing.

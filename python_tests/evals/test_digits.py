@@ -73,7 +73,8 @@ def test_a_perfect_model_reaches_everything() -> None:
     pipeline = _Pipeline(32)
     progress, kept = [], {}
     report = evaluate_digits(
-        pipeline, 32, seed=5, batch_size=10, options={"steps": 4}, progress=lambda done, total: progress.append((done, total)),
+        pipeline, 32, seed=5, batch_size=10, options={"steps": 4},
+        progress=lambda done, total: progress.append((done, total)),
         keep_clips=lambda name, generated, truth: kept.update({name: (generated, truth)}),
     )  # fmt: skip
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -92,8 +93,13 @@ def test_a_perfect_model_reaches_everything() -> None:
     assert progress[-1] == (44, 44) and list(kept)[-1] == "continued_two_digit_seen"
     manifest = report["manifest"]
     assert manifest["settings"]["steps"] == 4 and manifest["weights_sha256"]["model"] == weights_sha256(pipeline.model)
-    assert set(manifest["weights_sha256"]) == {"model", "classifier"} and manifest["versions"]["torch"] == torch.__version__
-    assert evaluate_digits(_Pipeline(8), 8, continuation=False)["manifest"]["prompts_sha256"] != manifest["prompts_sha256"]
+    assert (
+        set(manifest["weights_sha256"]) == {"model", "classifier"}
+        and manifest["versions"]["torch"] == torch.__version__
+    )
+    assert (
+        evaluate_digits(_Pipeline(8), 8, continuation=False)["manifest"]["prompts_sha256"] != manifest["prompts_sha256"]
+    )
 
 
 def test_a_model_that_repeats_the_first_frame_gains_nothing() -> None:
@@ -153,7 +159,17 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("pipeline")
 def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["digits", "--num", "8", "--out", str(tmp_path / "report.json"), "--sheets", str(tmp_path / "sheets"), "--steps", "3"]
+    arguments = [
+        "digits",
+        "--num",
+        "8",
+        "--out",
+        str(tmp_path / "report.json"),
+        "--sheets",
+        str(tmp_path / "sheets"),
+        "--steps",
+        "3",
+    ]
     assert command.main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "report.json").read_text()) == printed

@@ -53,7 +53,9 @@ def test_true_clips_are_tracked_and_their_motion_read(num_objects: int) -> None:
         for item in clip.objects:
             middle = item.positions + 6
             track = min(tracks, key=lambda track: np.abs(track.centres - middle).max())
-            assert np.abs(track.centres - middle).max() < 3  # the ink is not centred in its box, but stays where it is in it
+            assert (
+                np.abs(track.centres - middle).max() < 3
+            )  # the ink is not centred in its box, but stays where it is in it
             np.testing.assert_allclose(np.diff(track.centres, axis=0), np.diff(item.positions, axis=0), atol=0.05)
             assert read_motion(track.centres) == item.motion
 

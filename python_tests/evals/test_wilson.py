@@ -13,7 +13,7 @@ from lumos_engine.evals.wilson import wilson_interval
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17 (1998), table I, method 3
+    # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Stat. Med. 17 (1998), table I, method 3
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_published_values(successes: int, trials: int, low: float, high: float) -> None:
