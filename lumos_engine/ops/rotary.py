@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -11,13 +10,18 @@ from torch import Tensor
 
 from . import _registry as registry
 
+_tables: dict[tuple[int, float], Tensor] = {}
 _ROTATABLE = (*registry.FLOATS, torch.float64)
 
 
-@functools.lru_cache(maxsize=16)
+@torch.compiler.assume_constant_result  # a compiled graph holds the table; computed in it, its bits might differ
 def _inverse_frequencies(head_dim: int, theta: float) -> Tensor:
-    with torch.inference_mode(False):  # a table made while generating must serve training too
-        return registry.reference("rotary").inverse_frequencies(head_dim, theta)
+    table = _tables.get((head_dim, theta))
+    if table is None:
+        with torch.inference_mode(False):  # a table made while generating must serve training too
+            table = registry.reference("rotary").inverse_frequencies(head_dim, theta)
+        _tables[head_dim, theta] = table
+    return table
 
 
 def inverse_frequencies(head_dim: int, theta: float = 10000.0) -> Tensor:

@@ -1,0 +1,77 @@
+"""The one table of tolerances, and the checks that use it.
+
+A result in dtype D is compared with the reference in fp64 on the same inputs. What it may miss by is measured, not guessed: twice what
+eager torch in D misses by on these very inputs, plus one unit in the last place of D at the largest reference value.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EAGER_FACTOR = 2.0
+"""How many times the largest error of eager torch in the same dtype is allowed."""
+
+ULPS = 1.0
+"""Units in the last place, of the output dtype at the largest reference value, that are allowed on top."""
+
+GOLDEN = {
+    "rotation": 1e-6,  # rotated queries and keys of unit variance, fp32
+    "logits": 2e-5,
+    "gradients": 2e-6,
+    "probabilities": 2e-6,
+}
+"""Absolute tolerances against numbers that the original code produced in fp32."""
+
+
+def ulp(dtype: torch.dtype, magnitude: float) -> float:
+    """Distance of neighbouring numbers of ``dtype`` at ``magnitude``."""
+    info = torch.finfo(dtype)
+    if magnitude == 0.0:
+        return info.tiny * info.eps
+    return info.eps * 2.0 ** math.floor(math.log2(max(magnitude, info.tiny)))
+
+
+def error_bound(exact: Tensor, eager: Tensor, dtype: torch.dtype) -> float:
+    """Largest absolute error allowed to a result of ``dtype``, given the fp64 reference and eager torch's result."""
+    finite = exact.isfinite()
+    reference, baseline = exact.double()[finite], eager.double()[finite]
+    if not reference.numel():
+        return 0.0
+    return EAGER_FACTOR * float((baseline - reference).abs().max()) + ULPS * ulp(dtype, float(reference.abs().max()))
+
+
+def assert_within_bound(actual: Tensor, exact: Tensor, eager: Tensor, name: str = "result") -> None:
+    """Fail unless ``actual`` misses ``exact`` by at most ``error_bound``, and is infinite or NaN exactly where it is.
+
+    Args:
+        actual: result of the backend under test. exact: the reference in fp64. eager: eager torch in the dtype of ``actual``.
+        name: named in the message.
+    """
+    assert actual.shape == exact.shape, f"{name} has shape {tuple(actual.shape)}, the reference {tuple(exact.shape)}"
+    finite = exact.isfinite()
+    same = (actual.double() == exact.double()) | (actual.isnan() & exact.isnan()) | finite
+    assert bool(same.all()), f"{name} differs from the reference where that is infinite or NaN"
+    bound = error_bound(exact, eager, actual.dtype)
+    error = (actual.double() - exact.double())[finite].abs()
+    assert bool((error <= bound).all()), (  # NaN fails here too
+        f"{name} misses the fp64 reference by {float(error.max()):.3g} at {tuple(int(i) for i in _worst(actual, exact))}; "
+        f"allowed: {bound:.3g}"
+    )
+
+
+def _worst(actual: Tensor, exact: Tensor) -> Tensor:
+    error = (actual.double() - exact.double()).abs().nan_to_num(nan=torch.inf)
+    error = error.masked_fill(~exact.isfinite(), -1.0)
+    return torch.stack(torch.unravel_index(error.argmax(), error.shape))
+
+
+def assert_bitwise_equal(actual: Tensor, expected: Tensor, name: str = "result") -> None:
+    """Fail unless the two tensors hold the same bits; NaN equals NaN of the same bits, 0 differs from -0."""
+    assert actual.dtype == expected.dtype, f"{name} has dtype {actual.dtype}, expected {expected.dtype}"
+    assert actual.shape == expected.shape, f"{name} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[actual.element_size()]
+    different = actual.contiguous().view(bits) != expected.contiguous().view(bits)
+    assert not bool(different.any()), f"{name} differs in {int(different.sum())} of {actual.numel()} elements"
