@@ -193,8 +193,8 @@ def evaluate_digits(
 
 
 def table_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The report as a table of text, the first row being the head."""
-    rows = [["", "", "generated", "reconstructed", "true", "of reconstruction"]]
+    """The report as a table of text, the first row being the head; the ceiling is the score of the reconstruction."""
+    rows = [["", "", "generated", "reconstructed", "true", "of ceiling"]]
     for group in report["groups"].values():
         for metric in METRICS:
             cells = [
@@ -203,7 +203,7 @@ def table_rows(report: dict[str, Any]) -> list[list[str]]:
             ]
             share = group["share_of_reconstruction"][metric]
             title = f"{group['title']} ({group['prompts']})" if metric == next(iter(METRICS)) else ""
-            rows.append([title, metric.replace("_", " "), *cells, "" if share is None else f"{share:.0%}"])
+            rows.append([title, metric.removesuffix("_accuracy"), *cells, "" if share is None else f"{share:.0%}"])
     titles = {group.name: group.title for group in GROUPS}
     for name, found in report["continuation"].items():
         interval = "" if found["gain_low_db"] is None else f" [{found['gain_low_db']:.1f}, {found['gain_high_db']:.1f}]"

@@ -112,9 +112,9 @@ def test_a_model_that_repeats_the_first_frame_gains_nothing() -> None:
 
 def test_table_has_a_row_for_each_metric_and_survives_one_prompt() -> None:
     rows = table_rows(evaluate_digits(_Pipeline(1), 1))
-    assert rows[0][2:] == ["generated", "reconstructed", "true", "of reconstruction"]
+    assert rows[0][2:] == ["generated", "reconstructed", "true", "of ceiling"]
     assert all(len(row) == 6 and all(isinstance(cell, str) for cell in row) for row in rows)
-    assert rows[1][:3] == ["one digit, seen pairs (1)", "digit accuracy", "100.0 % [21, 100]"]
+    assert rows[1][:3] == ["one digit, seen pairs (1)", "digit", "100.0 % [21, 100]"]
     assert len(rows) == 1 + 6 + 2 * 3
 
 
