@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     from .model import LumosModel
     from .tokenizers import TextTokenizer, VisualTokenizer
 
-__all__ = ["LumosPipeline", "shipped_model_folder"]
+__all__ = ["GenerationPlan", "LumosPipeline", "shipped_model_folder"]
 
 MODES = ("default", "official")
 MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One checked call: everything the frame loop needs."""
+class GenerationPlan:
+    """One checked call: all that the frame loop needs. ``prompts``, ``prompt_ids`` and ``given`` have one entry per
+    clip; ``given`` holds codes int64 [clips, latent frames, rows, columns]."""
 
     generator: FrameGenerator
     prompts: tuple[str, ...]
@@ -46,10 +47,17 @@ class _Plan:
     callback: StepCallback | None
 
     def latents(self, vocabulary: Vocabulary) -> Iterator[Tensor]:
+        """Codes int64 [clips, rows, columns] of each latent frame as it is finished."""
         header = vocabulary.video_header(self.shape.duration, self.shape.header_fps)
         return self.generator.frames(
-            self.prompt_ids, header, height=self.shape.latent_height, width=self.shape.latent_width, num_frames=self.shape.latent_frames,
-            noise=self.noise, given=self.given, callback=self.callback,
+            self.prompt_ids,
+            header,
+            height=self.shape.latent_height,
+            width=self.shape.latent_width,
+            num_frames=self.shape.latent_frames,
+            noise=self.noise,
+            given=self.given,
+            callback=self.callback,
         )
 
 
@@ -67,14 +75,30 @@ class LumosPipeline:
         ValueError: if vocabulary, model and visual tokenizer do not fit each other, or a default is unknown.
     """
 
-    def __init__(self, model: LumosModel, vocabulary: Vocabulary, text_tokenizer: TextTokenizer, visual_tokenizer: VisualTokenizer,
-                 defaults: dict[str, Any] | None = None, *, page_size: int = 64, num_pages: int | None = None) -> None:
+    def __init__(
+        self,
+        model: LumosModel,
+        vocabulary: Vocabulary,
+        text_tokenizer: TextTokenizer,
+        visual_tokenizer: VisualTokenizer,
+        defaults: dict[str, Any] | None = None,
+        *,
+        page_size: int = 64,
+        num_pages: int | None = None,
+    ) -> None:
         if visual_tokenizer.num_codes != vocabulary.visual_size:
-            raise ValueError(f"the visual tokenizer has {visual_tokenizer.num_codes} codes, the vocabulary {vocabulary.visual_size}")
+            raise ValueError(
+                f"the visual tokenizer has {visual_tokenizer.num_codes} codes, the vocabulary {vocabulary.visual_size}"
+            )
         if tuple(visual_tokenizer.compression) != tuple(vocabulary.strides):
-            raise ValueError(f"the visual tokenizer compresses by {tuple(visual_tokenizer.compression)}, the vocabulary's strides are {vocabulary.strides}")
+            raise ValueError(
+                f"the visual tokenizer compresses by {tuple(visual_tokenizer.compression)}, "
+                f"the vocabulary's strides are {vocabulary.strides}"
+            )
         if model.config.vocab_size < vocabulary.visual_end:
-            raise ValueError(f"the vocabulary needs {vocabulary.visual_end} ids, the model has {model.config.vocab_size}")
+            raise ValueError(
+                f"the vocabulary needs {vocabulary.visual_end} ids, the model has {model.config.vocab_size}"
+            )
         unknown = sorted(set(defaults or {}) - set(DEFAULTS))
         if unknown:
             raise ValueError(f"unknown default {unknown[0]!r}; known: {', '.join(sorted(DEFAULTS))}")
@@ -87,9 +111,17 @@ class LumosPipeline:
         self.num_pages = num_pages
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-                        page_size: int = 64, num_pages: int | None = None) -> LumosPipeline:
-        """Load a folder with ``config.json``, weights, ``text_tokenizer.json``, ``visual_tokenizer/`` and ``pipeline.json``.
+    def from_pretrained(
+        cls,
+        folder: str | Path | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        page_size: int = 64,
+        num_pages: int | None = None,
+    ) -> LumosPipeline:
+        """Load a folder with ``config.json``, weights, ``text_tokenizer.json``, ``visual_tokenizer/`` and
+        ``pipeline.json``.
 
         Args:
             folder: where; None is the model that comes with the package (moving digits).
@@ -97,7 +129,8 @@ class LumosPipeline:
             device: where to run.
 
         Raises:
-            FileNotFoundError: no such folder, or a part of it is missing. ValueError: a part is damaged or does not fit the others.
+            FileNotFoundError: no such folder, or a part of it is missing. ValueError: a part is damaged or does not fit
+                the others.
         """
         import torch
 
@@ -107,7 +140,9 @@ class LumosPipeline:
 
         path = shipped_model_folder() if folder is None else Path(folder)
         if not path.is_dir():
-            raise FileNotFoundError(f"no model folder {path}" + (": this installation carries no model" if folder is None else ""))
+            raise FileNotFoundError(
+                f"no model folder {path}" + (": this installation carries no model" if folder is None else "")
+            )
         for name in (PIPELINE, TEXT_TOKENIZER):
             if not (path / name).is_file():
                 raise FileNotFoundError(f"model folder {path} has no {name}")
@@ -115,8 +150,13 @@ class LumosPipeline:
         if dtype is None and torch.device(device).type == "cpu":
             dtype = torch.float32
         return cls(
-            LumosModel.from_pretrained(path, dtype=dtype, device=device), config.vocabulary, TextTokenizer.from_file(path / TEXT_TOKENIZER),
-            VisualTokenizer.from_pretrained(path / VISUAL_TOKENIZER, device=device), config.defaults, page_size=page_size, num_pages=num_pages,
+            LumosModel.from_pretrained(path, dtype=dtype, device=device),
+            config.vocabulary,
+            TextTokenizer.from_file(path / TEXT_TOKENIZER),
+            VisualTokenizer.from_pretrained(path / VISUAL_TOKENIZER, device=device),
+            config.defaults,
+            page_size=page_size,
+            num_pages=num_pages,
         )
 
     def __call__(self, prompt: str | Sequence[str], **options: Any) -> GenerationResult:
@@ -144,17 +184,23 @@ class LumosPipeline:
         denoised = time.perf_counter()
         frames = torch.stack([self.visual_tokenizer.decode(clip) for clip in tokens]).cpu().numpy()
         decoded = time.perf_counter()
-        timings = {"prepare": prepared - start, "denoise": denoised - prepared, "decode": decoded - denoised, "total": decoded - start}
+        timings = {
+            "prepare": prepared - start,
+            "denoise": denoised - prepared,
+            "decode": decoded - denoised,
+            "total": decoded - start,
+        }
         return GenerationResult(frames, tokens.cpu(), plan.prompts, plan.shape.fps, plan.seed, timings)
 
     def stream(self, prompt: str | Sequence[str], **options: Any) -> Iterator[np.ndarray]:
-        """As a call, but yield frames as they are finished: uint8 [clips, height, width, 3], with the bits that the call returns.
+        """As a call, but yield frames as they are finished: uint8 [clips, height, width, 3], with the bits that the
+        call returns.
 
         Arguments are checked at once, before the first frame is asked for.
         """
         return self._stream(self.plan(prompt, **options))
 
-    def _stream(self, plan: _Plan) -> Iterator[np.ndarray]:
+    def _stream(self, plan: GenerationPlan) -> Iterator[np.ndarray]:
         import torch
 
         decoders = [self.visual_tokenizer.decoder_stream() for _ in plan.prompts]
@@ -187,26 +233,29 @@ class LumosPipeline:
         noise_source: NoiseSource | None = None,
         callback: StepCallback | None = None,
         use_cache: bool = True,
-    ) -> _Plan:
+    ) -> GenerationPlan:
         """Check the options of a call and encode what was given. Options left at None take the model's defaults.
 
         Args:
             prompt: one or several.
-            image: the first frame: path, PIL picture or uint8 [H, W] or [H, W, 1 | 3]; one for all prompts or a list of one each.
+            image: the first frame: path, PIL picture or uint8 [H, W] or [H, W, 1 | 3]; one for all prompts or a list of
+                one each.
             video: several first frames (1 + stride * n): path, or uint8 [T, H, W] or [T, H, W, 1 | 3]; likewise.
             given_frames: use only the first so many frames of ``video``.
             num_frames: frames of the result, given ones included: 1 + stride * n; 1 makes an image.
             height, width: pixels.
             fps: frames per second that the model is told.
             steps: denoising steps per latent frame.
-            guidance_scale: weight of the prompt against the same model without it; 1 runs without guidance, at half the work.
+            guidance_scale: weight of the prompt against the same model without it; 1 runs without guidance, at half the
+                work.
             temperature: of the noise that decides which codes are re-masked.
             sampling_temperature: of the softmax that codes are drawn from; 0 takes the most probable.
             history, history_mask_ratio: what later frames see of finished ones, see :class:`SamplingSettings`.
             seed: 0 .. 2^63-1; None draws one, which the result names.
             num_samples: clips per prompt, next to each other in the result.
-            first_sample: number of the first clip. Noise depends on (seed, clip number): clip i of a batch is the one that its prompt
-                alone gives with ``first_sample=i`` (as far as torch's matrix products give equal logits).
+            first_sample: number of the first clip. Noise depends on (seed, clip number): clip i of a batch is the one
+                that its prompt alone gives with ``first_sample=i`` (as far as torch's matrix products give equal
+                logits).
             mode: ``official`` turns all quirks of the original's inference on.
             quirks: choose quirks one by one instead.
             noise_source: takes the place of seeded noise.
@@ -214,7 +263,8 @@ class LumosPipeline:
             use_cache: False recomputes the history at every step.
 
         Raises:
-            TypeError, ValueError: naming the argument, what was given and what is allowed. FileNotFoundError: no such image or video.
+            TypeError, ValueError: naming the argument, what was given and what is allowed. FileNotFoundError: no such
+                image or video.
         """
         from .diffusion.clip_shape import ClipShape
         from .diffusion.generator import FrameGenerator
@@ -229,17 +279,27 @@ class LumosPipeline:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         prompts = _checked_prompts(prompt)
         if num_samples < 1 or first_sample < 0:
-            raise ValueError(f"num_samples must be at least 1 and first_sample at least 0, got {num_samples} and {first_sample}")
+            raise ValueError(
+                f"num_samples must be at least 1 and first_sample at least 0, got {num_samples} and {first_sample}"
+            )
         seed = secrets.randbelow(2**31) if seed is None else seed
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be an integer in 0..{MAX_SEED}, got {seed!r}")
         shape = ClipShape(
-            option("num_frames", num_frames), option("height", height), option("width", width), option("fps", fps),
-            strides=self.vocabulary.strides, size_unit=self.vocabulary.size_unit, max_number=self.vocabulary.number_tokens - 1,
+            option("num_frames", num_frames),
+            option("height", height),
+            option("width", width),
+            option("fps", fps),
+            strides=self.vocabulary.strides,
+            size_unit=self.vocabulary.size_unit,
+            max_number=self.vocabulary.number_tokens - 1,
         )
         settings = SamplingSettings(
-            option("steps", steps), option("guidance_scale", guidance_scale), option("temperature", temperature),
-            option("sampling_temperature", sampling_temperature), option("history", history),
+            option("steps", steps),
+            option("guidance_scale", guidance_scale),
+            option("temperature", temperature),
+            option("sampling_temperature", sampling_temperature),
+            option("history", history),
             option("history_mask_ratio", history_mask_ratio),
             quirks if quirks is not None else OfficialQuirks.all() if mode == "official" else OfficialQuirks(),
         )
@@ -247,10 +307,22 @@ class LumosPipeline:
         given = self._encode_given(read_given(image, video, shape, len(prompts), given_frames))
         repeated = [i for i in range(len(prompts)) for _ in range(num_samples)]
         keys = [(seed, first_sample + clip) for clip in range(len(repeated))]
-        return _Plan(
-            FrameGenerator(self.model, self.vocabulary, settings, use_cache=use_cache, page_size=self.page_size, num_pages=self.num_pages),
-            tuple(prompts[i] for i in repeated), [prompt_ids[i] for i in repeated], shape,
-            None if given is None else given[repeated], PhiloxNoise(keys) if noise_source is None else noise_source, seed, callback,
+        return GenerationPlan(
+            FrameGenerator(
+                self.model,
+                self.vocabulary,
+                settings,
+                use_cache=use_cache,
+                page_size=self.page_size,
+                num_pages=self.num_pages,
+            ),
+            tuple(prompts[i] for i in repeated),
+            [prompt_ids[i] for i in repeated],
+            shape,
+            None if given is None else given[repeated],
+            PhiloxNoise(keys) if noise_source is None else noise_source,
+            seed,
+            callback,
         )
 
     def _encode_prompt(self, prompt: str, shape: ClipShape) -> list[int]:
@@ -265,12 +337,19 @@ class LumosPipeline:
                 f"{self.model.config.max_position_embeddings} tokens: ask for fewer frames or a smaller size"
             )
         return prompt_tokens(
-            self.text_tokenizer.encode, prompt, width=shape.width, height=shape.height, num_frames=shape.num_frames, fps=shape.fps,
-            bos=self.vocabulary.bos, sep=self.vocabulary.sep, max_tokens=room,
+            self.text_tokenizer.encode,
+            prompt,
+            width=shape.width,
+            height=shape.height,
+            num_frames=shape.num_frames,
+            fps=shape.fps,
+            bos=self.vocabulary.bos,
+            sep=self.vocabulary.sep,
+            max_tokens=room,
         )
 
     def _encode_given(self, clips: list[np.ndarray] | None) -> Tensor | None:
-        """Codes int64 [prompts, latent frames, rows, columns]; clips one by one, so that codes do not depend on the batch."""
+        """Codes int64 [prompts, latent frames, rows, columns]; one by one, so that none depends on the batch."""
         import torch
 
         if clips is None:

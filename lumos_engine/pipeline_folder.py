@@ -43,8 +43,8 @@ class PipelineConfig:
         """Read ``path``.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: not JSON, an unknown key, a value of the wrong type, or a prompt template
-                other than the one this package writes prompts with.
+            FileNotFoundError: no such file. ValueError: not JSON, an unknown key, a value of the wrong type, or a
+                prompt template other than the one this package writes prompts with.
         """
         from .layout import Vocabulary
         from .tokenizers.prompt import PROMPT_TEMPLATE
@@ -57,7 +57,9 @@ class PipelineConfig:
             raise ValueError(f"{path} must hold an object with a vocabulary")
         _refuse_unknown(path, "key", content, ("vocabulary", "defaults", "prompt_template"))
         if content.get("prompt_template", PROMPT_TEMPLATE) != PROMPT_TEMPLATE:
-            raise ValueError(f"{path}: prompt_template differs from the one that prompts are written with: {PROMPT_TEMPLATE!r}")
+            raise ValueError(
+                f"{path}: prompt_template differs from the one that prompts are written with: {PROMPT_TEMPLATE!r}"
+            )
         defaults = content.get("defaults", {})
         if not isinstance(defaults, dict):
             raise ValueError(f"{path}: defaults must be an object, got {type(defaults).__name__}")

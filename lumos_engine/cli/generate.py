@@ -77,23 +77,40 @@ class Generate:
         if self.scale is not None and self.scale < 1:
             raise ValueError(f"--scale must be a whole number of at least 1, got {self.scale}")
         if not self.prompts:
-            raise ValueError("say what to show: lumos generate \"a 7 moving right\" -o out.mp4")
+            raise ValueError('say what to show: lumos generate "a 7 moving right" -o out.mp4')
         from ..pipeline import LumosPipeline
 
         pipeline = LumosPipeline.from_pretrained(self.model)
         with _progress(self.quiet) as callback:
             result = pipeline(
-                list(self.prompts), image=self.image, video=self.video, given_frames=self.given_frames, num_frames=self.num_frames,
-                height=self.height, width=self.width, fps=self.fps, steps=self.steps, guidance_scale=self.guidance_scale,
-                temperature=self.temperature, sampling_temperature=self.sampling_temperature, history=self.history,
-                history_mask_ratio=self.history_mask_ratio, seed=self.seed, num_samples=self.num_samples, mode=self.mode, callback=callback,
+                list(self.prompts),
+                image=self.image,
+                video=self.video,
+                given_frames=self.given_frames,
+                num_frames=self.num_frames,
+                height=self.height,
+                width=self.width,
+                fps=self.fps,
+                steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                temperature=self.temperature,
+                sampling_temperature=self.sampling_temperature,
+                history=self.history,
+                history_mask_ratio=self.history_mask_ratio,
+                seed=self.seed,
+                num_samples=self.num_samples,
+                mode=self.mode,
+                callback=callback,
             )
         scale = self.scale or max(1, LEAST_SIDE // min(result.frames.shape[2:4]))
         paths = result.save(self.out, scale=scale)
         if not self.quiet:
             clips, frames, height, width = result.frames.shape[:4]
-            print(f"{', '.join(map(str, paths))}: {clips} x {frames} frames of {width}x{height}, seed {result.seed}, "
-                  f"{result.timings['total']:.1f} s", file=sys.stderr)
+            print(
+                f"{', '.join(map(str, paths))}: {clips} x {frames} frames of {width}x{height}, seed {result.seed}, "
+                f"{result.timings['total']:.1f} s",
+                file=sys.stderr,
+            )
         return 0
 
 
@@ -108,13 +125,22 @@ def _progress(quiet: bool) -> Iterator[StepCallback | None]:
 
     from ..diffusion.generator import StepReport
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("generating", total=None)
 
         def report(step: StepReport) -> None:
-            progress.update(task, description=f"frame {step.frame + 1}/{step.num_frames}", total=step.num_frames * step.num_steps,
-                            completed=step.frame * step.num_steps + step.step + 1)
+            progress.update(
+                task,
+                description=f"frame {step.frame + 1}/{step.num_frames}",
+                total=step.num_frames * step.num_steps,
+                completed=step.frame * step.num_steps + step.step + 1,
+            )
 
         yield report
 

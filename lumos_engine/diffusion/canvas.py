@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Frame, SequenceLayout, Text, Vocabulary
+from ..layout.segments import Segment
 
 FRAME_HEADER = 3  # image_start, size(height), size(width)
 FRAME_FOOTER = 1  # image_end
@@ -16,9 +17,9 @@ FRAME_FOOTER = 1  # image_end
 class TokenCanvas:
     """Prompts, headers and frames of every branch in one packed id tensor.
 
-    Sequence i < samples is ``prompt_i, header, frames``; with ``guided`` sequence samples + i is ``header, frames``, the same sample
-    without its text (the original's unconditional branch: cut to start at video_start, so its positions start there too).
-    All codes are masked at first; headers and row ends are filled in.
+    Sequence i < samples is ``prompt_i, header, frames``; with ``guided`` sequence samples + i is ``header, frames``,
+    the same sample without its text (the original's unconditional branch: cut to start at video_start, so its positions
+    start there too). All codes are masked at first; headers and row ends are filled in.
 
     Args:
         prompts: ids of each sample up to and including sep; lengths may differ.
@@ -36,8 +37,18 @@ class TokenCanvas:
         newline: bool [content_tokens], the row ends among them.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], header: Sequence[int], *, height: int, width: int, num_frames: int,
-                 vocabulary: Vocabulary, guided: bool, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        header: Sequence[int],
+        *,
+        height: int,
+        width: int,
+        num_frames: int,
+        vocabulary: Vocabulary,
+        guided: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.vocabulary = vocabulary
         self.num_samples = len(prompts)
         self.num_frames = num_frames
@@ -49,7 +60,9 @@ class TokenCanvas:
         self.layout = self.layout_of(num_frames).to(device)
         row = [vocabulary.mask] * width + [vocabulary.newline]
         empty = [*vocabulary.frame_header(height, width), *(row * height), vocabulary.image_end]
-        self.tokens = torch.tensor([id_ for text in texts for id_ in text + empty * num_frames], dtype=torch.int64, device=device)
+        self.tokens = torch.tensor(
+            [id_ for text in texts for id_ in text + empty * num_frames], dtype=torch.int64, device=device
+        )
         content = torch.arange(self.content_tokens, device=device)
         self.newline = content % (width + 1) == width
         self._texts = torch.tensor(self.text_tokens, device=device)[:, None]
@@ -63,11 +76,11 @@ class TokenCanvas:
 
     def layout_of(self, num_frames: int) -> SequenceLayout:
         """Layout of all sequences cut after ``num_frames`` frames."""
-        segments = [[Text(text), *[self._frame] * num_frames] for text in self.text_tokens]
+        segments: list[list[Segment]] = [[Text(text), *[self._frame] * num_frames] for text in self.text_tokens]
         return SequenceLayout.from_segments(segments, strides=self.vocabulary.strides)
 
     def frame_begin(self, frame: int) -> list[int]:
-        """Index of the frame's first token (its header) in each sequence; ``frame == num_frames`` gives the ends of the sequences."""
+        """Index of the frame's first token (its header) in each sequence; for ``num_frames`` the sequences' ends."""
         return [text + frame * self._frame.num_tokens for text in self.text_tokens]
 
     def content_index(self, frame: int) -> Tensor:
@@ -88,5 +101,5 @@ class TokenCanvas:
         self.tokens[slots] = ids.repeat(self.num_sequences // self.num_samples, 1)
 
     def hide(self, frame: int, pattern: Tensor) -> None:
-        """Replace the content tokens where ``pattern`` bool [content_tokens] is set by the mask id, in every sequence."""
+        """Put the mask id where ``pattern`` bool [content_tokens] is set, in every sequence."""
         self.tokens[self.content_slots(frame)[:, pattern]] = self.vocabulary.mask

@@ -1,4 +1,4 @@
-"""Size of a clip in pixels, in latents and in the words of its header; the one place that knows which sizes are possible."""
+"""Size of a clip in pixels, in latents and in the words of its header: which sizes are possible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def _check_integer(name: str, value: object) -> int:
 
 
 def check_num_frames(num_frames: int, stride: int, name: str = "num_frames") -> int:
-    """Latent frames of a clip of ``num_frames``: the first frame is a latent of its own, then each ``stride`` frames are one.
+    """Latent frames of a clip of ``num_frames``: the first frame is a latent of its own, then each ``stride`` frames
+    are one.
 
     Raises:
         ValueError: if ``num_frames`` is not 1 + stride * n; the message names the nearest values.
@@ -22,7 +23,10 @@ def check_num_frames(num_frames: int, stride: int, name: str = "num_frames") -> 
     _check_integer(name, num_frames)
     groups, rest = divmod(num_frames - 1, stride)
     if rest:
-        raise ValueError(f"{name} must be 1 + {stride} * n, got {num_frames}; nearest: {1 + groups * stride} and {1 + (groups + 1) * stride}")
+        raise ValueError(
+            f"{name} must be 1 + {stride} * n, got {num_frames}; "
+            f"nearest: {1 + groups * stride} and {1 + (groups + 1) * stride}"
+        )
     return 1 + groups
 
 
@@ -57,12 +61,16 @@ class ClipShape:
             pixels = _check_integer(name, getattr(self, name))
             if pixels % unit or pixels > limit:
                 below = min(max(pixels // unit * unit, unit), limit)
-                raise ValueError(f"{name} must be a multiple of {unit} between {unit} and {limit}, got {pixels}; nearest: "
-                                 f"{' and '.join(map(str, sorted({below, min(below + unit, limit)})))}")
+                raise ValueError(
+                    f"{name} must be a multiple of {unit} between {unit} and {limit}, got {pixels}; nearest: "
+                    f"{' and '.join(map(str, sorted({below, min(below + unit, limit)})))}"
+                )
         _check_integer("fps", self.fps)
         for name, number in (("fps", self.fps), ("the duration in seconds", self.duration)):
             if number > self.max_number:
-                raise ValueError(f"{name} must be at most {self.max_number}, the largest number in the vocabulary, got {number}")
+                raise ValueError(
+                    f"{name} must be at most {self.max_number}, the largest number in the vocabulary, got {number}"
+                )
 
     @property
     def latent_frames(self) -> int:

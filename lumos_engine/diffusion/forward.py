@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class FrameForward(Protocol):
-    """What the frame loop needs of the model. ``query_tokens`` and ``cached_tokens`` describe the latest call, per sequence."""
+    """What the frame loop needs. ``query_tokens`` and ``cached_tokens`` describe the latest call, per sequence."""
 
     query_tokens: tuple[int, ...]
     cached_tokens: tuple[int, ...]
 
     def hidden(self, frame: int) -> Tensor:
-        """Final hidden states [sequences, codes, width] of the frame's codes, as the canvas stands; history as committed."""
+        """Final hidden states [sequences, codes, width] of the frame's codes, as the canvas stands."""
 
     def commit(self, frame: int) -> None:
         """Take the frame, as the canvas stands, into the history of later frames."""
@@ -30,8 +30,8 @@ class FrameForward(Protocol):
 class CachedForward:
     """All sequences in one packed call; keys and values of the history come from the cache.
 
-    The first call runs prompt, header, given frames and the frame in the making together and commits all but the last; later calls
-    run one frame. The pages of the frame in the making stay open and are overwritten by each step.
+    The first call runs prompt, header, given frames and the frame in the making together and commits all but the last;
+    later calls run one frame. The pages of the frame in the making stay open and are overwritten by each step.
 
     Args:
         dropped: content tokens bool [content_tokens] whose keys a finished frame does not keep, or None.
@@ -39,16 +39,33 @@ class CachedForward:
         clean_frames: leading frames to which ``dropped`` does not apply.
     """
 
-    def __init__(self, model: LumosModel, canvas: TokenCanvas, *, dropped: Tensor | None, first: int, clean_frames: int,
-                 page_size: int, num_pages: int | None) -> None:
+    def __init__(
+        self,
+        model: LumosModel,
+        canvas: TokenCanvas,
+        *,
+        dropped: Tensor | None,
+        first: int,
+        clean_frames: int,
+        page_size: int,
+        num_pages: int | None,
+    ) -> None:
         config = model.config
         weight = model.lm_head.weight
         self._model = model
         self._canvas = canvas
         self._dropped = dropped
         self._sequences = range(canvas.num_sequences)
-        self._cache = PagedKVCache(canvas.layout, config.num_hidden_layers, config.num_key_value_heads, config.head_dim,
-                                   page_size=page_size, num_pages=num_pages, dtype=weight.dtype, device=weight.device)
+        self._cache = PagedKVCache(
+            canvas.layout,
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            page_size=page_size,
+            num_pages=num_pages,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
         self._open: CacheStep | None = None
         self.query_tokens: tuple[int, ...] = ()
         self.cached_tokens: tuple[int, ...] = ()
@@ -72,7 +89,9 @@ class CachedForward:
         step = cache_step.step
         self.cached_tokens = step.begin
         self.query_tokens = tuple(end - begin for begin, end in zip(step.begin, step.end, strict=True))
-        return self._model.hidden_states(self._canvas.tokens[step.slots_in_layout], step, cache=self._cache, cache_step=cache_step)
+        return self._model.hidden_states(
+            self._canvas.tokens[step.slots_in_layout], step, cache=self._cache, cache_step=cache_step
+        )
 
     def hidden(self, frame: int) -> Tensor:
         cache_step = self._begin(frame)
@@ -99,7 +118,7 @@ class CachedForward:
 
 
 class RecomputedForward:
-    """The definition that :class:`CachedForward` must equal: every call runs everything up to the frame. Same arguments."""
+    """The definition that :class:`CachedForward` must equal: every call runs everything up to the frame."""
 
     def __init__(self, model: LumosModel, canvas: TokenCanvas, *, dropped: Tensor | None, clean_frames: int) -> None:
         self._model = model

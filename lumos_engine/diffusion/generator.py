@@ -1,4 +1,4 @@
-"""The frame loop of discrete diffusion on token ids: each frame appended masked, unmasked in parallel steps, committed to the history."""
+"""The frame loop of discrete diffusion on ids: a frame appended masked, unmasked in steps, committed to the history."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class StepReport:
     Attributes:
         frame, step: ordinals, given frames and all frames counted.
         num_frames, num_steps: of the whole call.
-        query_tokens, cached_tokens: per sequence of the call, conditional ones first: tokens run and tokens found in the cache.
+        query_tokens, cached_tokens: per sequence of the call, conditional ones first: tokens run and tokens found in
+            the cache.
         num_masked: codes that the schedule leaves masked after this step, before clamping; 0 in the last step.
         temperature: of the Gumbel noise.
         unknown: bool [samples, codes], masked before the step. The next three are valid there.
@@ -62,12 +63,21 @@ class FrameGenerator:
         model: in evaluation mode on the device to use.
         vocabulary: of the model.
         settings: steps, guidance, temperatures, history.
-        use_cache: False recomputes the whole sequence in every call (slow; the definition that the cached run must equal).
+        use_cache: False recomputes the whole sequence in every call (slow; the definition that the cached run must
+            equal).
         page_size, num_pages: of the cache; ``num_pages=None`` is just enough.
     """
 
-    def __init__(self, model: LumosModel, vocabulary: Vocabulary, settings: SamplingSettings, *, use_cache: bool = True,
-                 page_size: int = 64, num_pages: int | None = None) -> None:
+    def __init__(
+        self,
+        model: LumosModel,
+        vocabulary: Vocabulary,
+        settings: SamplingSettings,
+        *,
+        use_cache: bool = True,
+        page_size: int = 64,
+        num_pages: int | None = None,
+    ) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self.settings = settings
@@ -78,11 +88,25 @@ class FrameGenerator:
     def _history_pattern(self, canvas: TokenCanvas) -> Tensor | None:
         if self.settings.history == "keep":
             return None
-        masked = TubePattern.history(canvas.content_tokens, self.settings.history_mask_ratio, 1).masked[0].to(canvas.newline.device)
+        masked = (
+            TubePattern.history(canvas.content_tokens, self.settings.history_mask_ratio, 1)
+            .masked[0]
+            .to(canvas.newline.device)
+        )
         return masked if self.settings.quirks.newlines_in_history else masked & ~canvas.newline
 
-    def frames(self, prompts: Sequence[Sequence[int]], header: Sequence[int], *, height: int, width: int, num_frames: int,
-               noise: NoiseSource, given: Tensor | None = None, callback: StepCallback | None = None) -> Iterator[Tensor]:
+    def frames(
+        self,
+        prompts: Sequence[Sequence[int]],
+        header: Sequence[int],
+        *,
+        height: int,
+        width: int,
+        num_frames: int,
+        noise: NoiseSource,
+        given: Tensor | None = None,
+        callback: StepCallback | None = None,
+    ) -> Iterator[Tensor]:
         """Yield each latent frame as it is finished, given ones first.
 
         Args:
@@ -98,32 +122,55 @@ class FrameGenerator:
             int64 [samples, height, width], codes 0 .. visual_size-1.
 
         Raises:
-            ValueError: at once, if there is no prompt, ``given`` does not fit or the sequence is longer than the model's context.
+            ValueError: at once, if there is no prompt, ``given`` does not fit or the sequence is longer than the
+                model's context.
             CacheFull: while running, if ``num_pages`` pages do not hold the call.
         """
         if not prompts:
             raise ValueError("prompts must hold at least one sample, got none")
         if given is None:
             given = torch.empty(len(prompts), 0, height, width, dtype=torch.int64)
-        if given.dtype != torch.int64 or given.dim() != 4 or given.shape[0] != len(prompts) or given.shape[2:] != (height, width):
-            raise ValueError(f"given must be int64 [{len(prompts)}, frames, {height}, {width}], got {given.dtype} {list(given.shape)}")
+        if (
+            given.dtype != torch.int64
+            or given.dim() != 4
+            or given.shape[0] != len(prompts)
+            or given.shape[2:] != (height, width)
+        ):
+            raise ValueError(
+                f"given must be int64 [{len(prompts)}, frames, {height}, {width}], "
+                f"got {given.dtype} {list(given.shape)}"
+            )
         if given.shape[1] > num_frames:
             raise ValueError(f"given holds {given.shape[1]} frames, more than num_frames={num_frames}")
         context = self.model.config.max_position_embeddings
-        canvas = TokenCanvas(prompts, header, height=height, width=width, num_frames=num_frames, vocabulary=self.vocabulary,
-                             guided=self.settings.guided, device=self.model.lm_head.weight.device)
+        canvas = TokenCanvas(
+            prompts,
+            header,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            vocabulary=self.vocabulary,
+            guided=self.settings.guided,
+            device=self.model.lm_head.weight.device,
+        )
         longest = max(range(len(prompts)), key=lambda sample: canvas.text_tokens[sample])
-        total = canvas.frame_begin(num_frames)[longest]
+        text, total = canvas.text_tokens[longest], canvas.frame_begin(num_frames)[longest]
         if total > context:
             raise ValueError(
-                f"sample {longest} needs {total} tokens ({canvas.text_tokens[longest]} of text and header, {total - canvas.text_tokens[longest]} "
-                f"of {num_frames} latent frames), the model's context holds {context}: shorten the prompt or the clip"
+                f"sample {longest} needs {total} tokens ({text} of text and header, {total - text} of {num_frames} "
+                f"latent frames), the model's context holds {context}: shorten the prompt or the clip"
             )
         return self._frames(canvas, self.vocabulary.visual(given), noise, callback, (height, width))
 
     @torch.inference_mode()
-    def _frames(self, canvas: TokenCanvas, given: Tensor, noise: NoiseSource, callback: StepCallback | None,
-                size: tuple[int, int]) -> Iterator[Tensor]:
+    def _frames(
+        self,
+        canvas: TokenCanvas,
+        given: Tensor,
+        noise: NoiseSource,
+        callback: StepCallback | None,
+        size: tuple[int, int],
+    ) -> Iterator[Tensor]:
         settings, begin = self.settings, self.vocabulary.visual_begin
         first = given.shape[1]
         pattern = self._history_pattern(canvas)
@@ -148,39 +195,85 @@ class FrameGenerator:
         clean = first if self.settings.quirks.clean_given_frames else 0
         if not self.use_cache:
             return RecomputedForward(self.model, canvas, dropped=dropped, clean_frames=clean)
-        return CachedForward(self.model, canvas, dropped=dropped, first=first, clean_frames=clean, page_size=self.page_size,
-                             num_pages=self.num_pages)
+        return CachedForward(
+            self.model,
+            canvas,
+            dropped=dropped,
+            first=first,
+            clean_frames=clean,
+            page_size=self.page_size,
+            num_pages=self.num_pages,
+        )
 
-    def _denoise(self, forward: FrameForward, canvas: TokenCanvas, frame: int, first_generated: bool, noise: NoiseSource,
-                 callback: StepCallback | None) -> Tensor:
+    def _denoise(
+        self,
+        forward: FrameForward,
+        canvas: TokenCanvas,
+        frame: int,
+        first_generated: bool,
+        noise: NoiseSource,
+        callback: StepCallback | None,
+    ) -> Tensor:
         """Unmask one frame; return its ids int64 [samples, codes] and leave them on the canvas."""
         settings = self.settings
         counts = num_masked_tokens(canvas.codes_per_frame, settings.steps)
-        temperatures = TemperatureSchedule(settings.temperature, settings.steps, settings.quirks.compounding_temperature)
-        ids = torch.full((canvas.num_samples, canvas.codes_per_frame), self.vocabulary.mask, dtype=torch.int64, device=canvas.tokens.device)
+        temperatures = TemperatureSchedule(
+            settings.temperature, settings.steps, settings.quirks.compounding_temperature
+        )
+        ids = torch.full(
+            (canvas.num_samples, canvas.codes_per_frame),
+            self.vocabulary.mask,
+            dtype=torch.int64,
+            device=canvas.tokens.device,
+        )
         masked = torch.ones_like(ids, dtype=torch.bool)
         for step in range(settings.steps):
             last = step == settings.steps - 1
             temperature = temperatures.at(step, first_generated=first_generated)
             unknown = masked
-            sampled, confidence, masked = self._unmask(forward.hidden(frame), ids, unknown, frame, step, counts[step], temperature, noise)
+            sampled, confidence, masked = self._unmask(
+                forward.hidden(frame), ids, unknown, frame, step, counts[step], temperature, noise
+            )
             if last:
                 masked = torch.zeros_like(masked)
             ids = sampled.masked_fill(masked, self.vocabulary.mask)
             canvas.write(frame, ids)
             if callback is not None:
-                callback(StepReport(frame, step, canvas.num_frames, settings.steps, forward.query_tokens, forward.cached_tokens,
-                                    0 if last else counts[step], temperature, unknown, sampled, confidence, masked))
+                callback(
+                    StepReport(
+                        frame,
+                        step,
+                        canvas.num_frames,
+                        settings.steps,
+                        forward.query_tokens,
+                        forward.cached_tokens,
+                        0 if last else counts[step],
+                        temperature,
+                        unknown,
+                        sampled,
+                        confidence,
+                        masked,
+                    )
+                )
             if not bool(masked.any()):  # the last step, or confidences so equal that none lies below the cut-off
                 break
         return ids
 
-    def _unmask(self, hidden: Tensor, ids: Tensor, unknown: Tensor, frame: int, step: int, num_masked: int, temperature: float,
-                noise: NoiseSource) -> tuple[Tensor, Tensor, Tensor]:
+    def _unmask(
+        self,
+        hidden: Tensor,
+        ids: Tensor,
+        unknown: Tensor,
+        frame: int,
+        step: int,
+        num_masked: int,
+        temperature: float,
+        noise: NoiseSource,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Sample the unknown codes and choose which stay masked: ids, confidence and masked, each [samples, codes]."""
         settings, vocabulary = self.settings, self.vocabulary
         samples, codes = ids.shape
-        # Project unknown rows only. Ties can leave samples with different numbers of them: known rows fill up the shorter ones.
+        # Project unknown rows only. Ties can leave samples with different numbers of them: known rows fill up.
         rows = torch.argsort(~unknown, dim=1, stable=True)[:, : int(unknown.sum(1).max())]
         known = ~unknown.gather(1, rows)
         branches = hidden.unflatten(0, (-1, samples))
@@ -199,9 +292,18 @@ class FrameGenerator:
         if temperature > 0:
             random["gumbel"] = chosen(noise.gumbel(frame, step, codes))
         new_ids, confidence, masked = ops.unmask_step(
-            logits[0], logits[1] if settings.guided else None, chosen(ids) - vocabulary.visual_begin, known,
-            guidance_scale=settings.guidance_scale if settings.guided else 1.0, sampling_temperature=settings.sampling_temperature,
-            temperature=temperature, num_masked=num_masked, **random,
+            logits[0],
+            logits[1] if settings.guided else None,
+            chosen(ids) - vocabulary.visual_begin,
+            known,
+            guidance_scale=settings.guidance_scale if settings.guided else 1.0,
+            sampling_temperature=settings.sampling_temperature,
+            temperature=temperature,
+            num_masked=num_masked,
+            **random,
         )
-        return (ids.scatter(1, rows, new_ids + vocabulary.visual_begin), torch.zeros_like(ids, dtype=torch.float32).scatter(1, rows, confidence),
-                torch.zeros_like(unknown).scatter(1, rows, masked))
+        return (
+            ids.scatter(1, rows, new_ids + vocabulary.visual_begin),
+            torch.zeros_like(ids, dtype=torch.float32).scatter(1, rows, confidence),
+            torch.zeros_like(unknown).scatter(1, rows, masked),
+        )

@@ -14,12 +14,13 @@ REMASKING_STREAM = 1
 
 
 class NoiseSource(Protocol):
-    """What a denoising step asks for. ``samples`` counts the samples of the call; ``frame`` is the latent frame's ordinal in the video,
-    given frames included; ``step`` counts from 0; ``num_tokens`` is the frame's number of visual codes, in raster order."""
+    """What a denoising step asks for. ``samples`` counts the samples of the call; ``frame`` is the latent frame's
+    ordinal in the video, given frames included; ``step`` counts from 0; ``num_tokens`` is the frame's number of visual
+    codes, in raster order."""
 
     def sampled_ids(self, frame: int, step: int, num_tokens: int) -> Tensor | None:
-        """Ids to take instead of sampling, int64 [samples, num_tokens] in the vocabulary's numbering (ids of tokens that are already
-        known are ignored), or None to sample with :meth:`uniforms`."""
+        """Ids to take instead of sampling, int64 [samples, num_tokens] in the vocabulary's numbering (ids of tokens
+        that are already known are ignored), or None to sample with :meth:`uniforms`."""
 
     def uniforms(self, frame: int, step: int, num_tokens: int) -> Tensor:
         """Uniform numbers in [0, 1) that choose one code each, fp32 [samples, num_tokens]."""
@@ -29,7 +30,8 @@ class NoiseSource(Protocol):
 
 
 class PhiloxNoise:
-    """Noise as a function of (seed, sample, frame, step, token) alone: independent of batch, order of calls, device and threads.
+    """Noise as a function of (seed, sample, frame, step, token) alone: independent of batch, order of calls, device and
+    threads.
 
     Args:
         keys: one (seed, sample number) per sample of the call; seeds are 0 .. 2^63-1.
@@ -59,18 +61,26 @@ class ReplayNoise:
         otherwise: source of what is not recorded.
 
     Raises:
-        ValueError: if neither is recorded, a shape is not 4-dimensional, or a part is needed that neither the record nor
-            ``otherwise`` holds.
+        ValueError: if neither is recorded, a shape is not 4-dimensional, or a part is needed that neither the record
+            nor ``otherwise`` holds.
     """
 
-    def __init__(self, sampled_ids: Tensor | None = None, gumbel: Tensor | None = None, *, first_frame: int = 0,
-                 otherwise: NoiseSource | None = None) -> None:
+    def __init__(
+        self,
+        sampled_ids: Tensor | None = None,
+        gumbel: Tensor | None = None,
+        *,
+        first_frame: int = 0,
+        otherwise: NoiseSource | None = None,
+    ) -> None:
         records = {"sampled_ids": sampled_ids, "gumbel": gumbel}
         if sampled_ids is None and gumbel is None:
             raise ValueError("ReplayNoise needs sampled_ids, gumbel or both")
         for name, record in records.items():
             if record is not None and record.dim() != 4:
-                raise ValueError(f"{name} must be [samples, frames, steps, num_tokens], got shape {tuple(record.shape)}")
+                raise ValueError(
+                    f"{name} must be [samples, frames, steps, num_tokens], got shape {tuple(record.shape)}"
+                )
         self._records = records
         self._first_frame = first_frame
         self._otherwise = otherwise
@@ -82,8 +92,8 @@ class ReplayNoise:
         row = frame - self._first_frame
         if not (0 <= row < record.shape[1] and step < record.shape[2] and num_tokens == record.shape[3]):
             raise ValueError(
-                f"no recorded {name} for frame {frame}, step {step}, {num_tokens} tokens: the record begins at frame {self._first_frame} "
-                f"and has shape {tuple(record.shape)}"
+                f"no recorded {name} for frame {frame}, step {step}, {num_tokens} tokens: the record begins at frame "
+                f"{self._first_frame} and has shape {tuple(record.shape)}"
             )
         return record[:, row, step]
 

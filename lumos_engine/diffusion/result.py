@@ -35,8 +35,8 @@ class GenerationResult:
         One clip goes to ``path``; several go to ``name-0.suffix``, ``name-1.suffix`` ... beside it.
 
         Args:
-            path: where to; the suffix chooses the format. A clip of several frames saved as ``.png`` becomes one picture of the
-                frames side by side.
+            path: where to; the suffix chooses the format. A clip of several frames saved as ``.png`` becomes one
+                picture of the frames side by side.
             scale: enlarge pixels by this whole factor.
 
         Returns:
@@ -48,7 +48,11 @@ class GenerationResult:
         from ..io.video import save_video
 
         path = Path(path)
-        paths = [path] if len(self.frames) == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(len(self.frames))]
+        paths = (
+            [path]
+            if len(self.frames) == 1
+            else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(len(self.frames))]
+        )
         for target, clip in zip(paths, self.frames, strict=True):
             save_video(clip, target, fps=self.fps, scale=scale)
         return paths

@@ -11,8 +11,10 @@ import torch
 def num_masked_tokens(num_tokens: int, num_steps: int) -> list[int]:
     """Codes still masked after step s = 0 .. num_steps-1: ``floor(num_tokens * cos(pi/2 * (s+1)/num_steps))``.
 
-    The arithmetic is fp32 on purpose: where the cosine hits a fraction exactly (ratio 2/3, say) fp32 and fp64 give different
-    counts, and published results were sampled with the fp32 ones. Counts are not clamped yet: ``unmask_step`` keeps at least one
+    The arithmetic is fp32 on purpose: where the cosine hits a fraction exactly (ratio 2/3, say) fp32 and fp64 give
+        different
+    counts, and published results were sampled with the fp32 ones. Counts are not clamped yet: ``unmask_step`` keeps at
+        least one
     masked and unmasks at least one. The last step unmasks everything, whatever the count says.
 
     Raises:
@@ -28,7 +30,8 @@ def num_masked_tokens(num_tokens: int, num_steps: int) -> list[int]:
 class TemperatureSchedule:
     """Scale of the Gumbel noise that is added to log-confidences before re-masking.
 
-    Step s of every frame has ``initial * (1 - (s+1)/num_steps)``. With ``compounding`` the factors multiply up and are never reset, as
+    Step s of every frame has ``initial * (1 - (s+1)/num_steps)``. With ``compounding`` the factors multiply up and are
+    never reset, as
     in the original code: the noise fades within the first generated frame and is exactly zero from its last step on.
 
     Attributes:
@@ -42,7 +45,7 @@ class TemperatureSchedule:
     compounding: bool = False
 
     def at(self, step: int, *, first_generated: bool) -> float:
-        """Temperature of ``step`` in a frame; ``first_generated`` says whether it is the first frame that the call generates."""
+        """Temperature of ``step`` in a frame; ``first_generated``: it is the first frame that the call generates."""
         if not self.compounding:
             return self.initial * (1.0 - (step + 1) / self.num_steps)
         if not first_generated:

@@ -24,17 +24,50 @@ def test_writes_a_video_and_says_its_seed(folder: Path, tmp_path: Path, capsys: 
 
 
 def test_small_clips_are_enlarged_by_default(folder: Path, tmp_path: Path) -> None:
-    assert main(["generate", PROMPT, "-o", str(tmp_path / "x.png"), "--model", str(folder), "--num-frames", "1", "-q"]) == 0
+    assert (
+        main(["generate", PROMPT, "-o", str(tmp_path / "x.png"), "--model", str(folder), "--num-frames", "1", "-q"])
+        == 0
+    )
     assert read_image(tmp_path / "x.png").shape == (256, 256, 3)
 
 
 def test_options_reach_the_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from lumos_engine.pipeline import LumosPipeline
 
-    options = {"num_frames": 5, "height": 32, "width": 64, "fps": 3, "steps": 2, "guidance_scale": 3.0, "temperature": 0.5,
-               "sampling_temperature": 0.3, "history": "mask", "history_mask_ratio": 0.6, "seed": 9, "num_samples": 2, "mode": "official"}
+    options = {
+        "num_frames": 5,
+        "height": 32,
+        "width": 64,
+        "fps": 3,
+        "steps": 2,
+        "guidance_scale": 3.0,
+        "temperature": 0.5,
+        "sampling_temperature": 0.3,
+        "history": "mask",
+        "history_mask_ratio": 0.6,
+        "seed": 9,
+        "num_samples": 2,
+        "mode": "official",
+    }
     arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    assert main(["generate", PROMPT, "another", "-o", str(tmp_path / "x.png"), "--model", str(folder), "--scale", "1", "-q", *arguments]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                PROMPT,
+                "another",
+                "-o",
+                str(tmp_path / "x.png"),
+                "--model",
+                str(folder),
+                "--scale",
+                "1",
+                "-q",
+                *arguments,
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().err == ""
     expected = LumosPipeline.from_pretrained(folder)([PROMPT, "another"], **options).frames
     for number, clip in enumerate(expected):
@@ -45,8 +78,25 @@ def test_continues_an_image_and_a_video(folder: Path, tmp_path: Path) -> None:
     common = ["--model", str(folder), "-q", "--scale", "1"]
     assert main(["generate", PROMPT, "-o", str(tmp_path / "clip.mp4"), *common]) == 0
     assert main(["generate", PROMPT, "-o", str(tmp_path / "image.png"), "--num-frames", "1", *common]) == 0
-    assert main(["generate", PROMPT, "-o", str(tmp_path / "a.mp4"), "--image", str(tmp_path / "image.png"), *common]) == 0
-    assert main(["generate", PROMPT, "-o", str(tmp_path / "b.gif"), "--video", str(tmp_path / "clip.mp4"), "--given-frames", "5", *common]) == 0
+    assert (
+        main(["generate", PROMPT, "-o", str(tmp_path / "a.mp4"), "--image", str(tmp_path / "image.png"), *common]) == 0
+    )
+    assert (
+        main(
+            [
+                "generate",
+                PROMPT,
+                "-o",
+                str(tmp_path / "b.gif"),
+                "--video",
+                str(tmp_path / "clip.mp4"),
+                "--given-frames",
+                "5",
+                *common,
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "a.mp4").is_file() and (tmp_path / "b.gif").is_file()
 
 
@@ -63,8 +113,14 @@ def test_continues_an_image_and_a_video(folder: Path, tmp_path: Path) -> None:
     ([PROMPT, "-o", "x.mp4", "--model", "missing"], "no model folder missing"),
     ([PROMPT * 200, "-o", "x.mp4"], "the prompt must fit into"),
 ])  # fmt: skip
-def test_mistakes_are_one_line_and_exit_code_2(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                              arguments: list[str], message: str) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.png").write_text("this is text, and long enough to be looked at " * 20)
     model = [] if "--model" in arguments else ["--model", str(folder)]

@@ -17,7 +17,9 @@ def test_the_sizes_of_the_original() -> None:
     assert (clip.duration, clip.header_fps) == (2, 12)
 
 
-@pytest.mark.parametrize(("num_frames", "fps", "duration", "header_fps"), [(1, 12, 1, 1), (13, 6, 2, 6), (5, 12, 1, 12), (85, 12, 7, 12)])
+@pytest.mark.parametrize(
+    ("num_frames", "fps", "duration", "header_fps"), [(1, 12, 1, 1), (13, 6, 2, 6), (5, 12, 1, 12), (85, 12, 7, 12)]
+)
 def test_duration(num_frames: int, fps: int, duration: int, header_fps: int) -> None:
     clip = shape(num_frames=num_frames, fps=fps)
     assert (clip.duration, clip.header_fps) == (duration, header_fps)

@@ -25,16 +25,43 @@ CODES, CONTENT, FRAME = 16, 20, 24
 PROMPTS = ([0, 50, 51, 52, 3], [0, 60, 3], [0, 70, 71, 72, 73, 74, 75, 3])
 
 
-def generate(model: LumosModel, prompts: Sequence[list[int]], *, num_frames: int = 3, keys: Sequence[tuple[int, int]] | None = None,
-             given: Tensor | None = None, reports: list[StepReport] | None = None, use_cache: bool = True, page_size: int = 64,
-             num_pages: int | None = None, **settings: object) -> Tensor:
+def generate(
+    model: LumosModel,
+    prompts: Sequence[list[int]],
+    *,
+    num_frames: int = 3,
+    keys: Sequence[tuple[int, int]] | None = None,
+    given: Tensor | None = None,
+    reports: list[StepReport] | None = None,
+    use_cache: bool = True,
+    page_size: int = 64,
+    num_pages: int | None = None,
+    **settings: object,
+) -> Tensor:
     """Codes [samples, frames, HEIGHT, WIDTH]."""
-    chosen = SamplingSettings(**{"steps": 4, "guidance_scale": 2.0, "temperature": 1.0, "sampling_temperature": 0.8, "history": "keep",
-                                 "history_mask_ratio": 0.5, **settings})
+    chosen = SamplingSettings(
+        **{
+            "steps": 4,
+            "guidance_scale": 2.0,
+            "temperature": 1.0,
+            "sampling_temperature": 0.8,
+            "history": "keep",
+            "history_mask_ratio": 0.5,
+            **settings,
+        }
+    )
     generator = FrameGenerator(model, VOCABULARY, chosen, use_cache=use_cache, page_size=page_size, num_pages=num_pages)
     noise = PhiloxNoise(keys or [(0, sample) for sample in range(len(prompts))])
-    frames = generator.frames(prompts, HEADER, height=HEIGHT, width=WIDTH, num_frames=num_frames, noise=noise, given=given,
-                              callback=None if reports is None else reports.append)
+    frames = generator.frames(
+        prompts,
+        HEADER,
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=num_frames,
+        noise=noise,
+        given=given,
+        callback=None if reports is None else reports.append,
+    )
     return torch.stack([frame.clone() for frame in frames], dim=1)
 
 
@@ -43,8 +70,17 @@ def generate(model: LumosModel, prompts: Sequence[list[int]], *, num_frames: int
 @pytest.mark.parametrize("official", [False, True])
 def test_cached_equals_recomputed(model: LumosModel, history: str, given_frames: int, official: bool) -> None:
     """Codes and confidences, in every history mode, with and without given frames, for prompts of different lengths."""
-    given = torch.randint(VISUAL_SIZE, (3, given_frames, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(3)) if given_frames else None
-    options = {"history": history, "given": given, "num_frames": 4, "quirks": OfficialQuirks.all() if official else OfficialQuirks()}
+    given = (
+        torch.randint(VISUAL_SIZE, (3, given_frames, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(3))
+        if given_frames
+        else None
+    )
+    options = {
+        "history": history,
+        "given": given,
+        "num_frames": 4,
+        "quirks": OfficialQuirks.all() if official else OfficialQuirks(),
+    }
     cached, recomputed = [], []
     first = generate(model, PROMPTS, reports=cached, page_size=16, **options)
     second = generate(model, PROMPTS, reports=recomputed, use_cache=False, **options)
@@ -106,7 +142,14 @@ def test_given_frames_are_history_like_any_other_unless_kept_clean(model: LumosM
 
     def confidence(history: str, clean: bool) -> Tensor:
         reports: list[StepReport] = []
-        generate(model, PROMPTS, given=given, history=history, quirks=OfficialQuirks(clean_given_frames=clean), reports=reports)
+        generate(
+            model,
+            PROMPTS,
+            given=given,
+            history=history,
+            quirks=OfficialQuirks(clean_given_frames=clean),
+            reports=reports,
+        )
         return reports[0].confidence
 
     keep = confidence("keep", False)
@@ -121,7 +164,14 @@ def test_given_frames_are_history_like_any_other_unless_kept_clean(model: LumosM
 def test_temperature_is_reset_for_each_frame_unless_compounding(model: LumosModel, compounding: bool) -> None:
     given = torch.zeros(3, 1, HEIGHT, WIDTH, dtype=torch.int64)
     reports: list[StepReport] = []
-    generate(model, PROMPTS, given=given, temperature=2.0, quirks=OfficialQuirks(compounding_temperature=compounding), reports=reports)
+    generate(
+        model,
+        PROMPTS,
+        given=given,
+        temperature=2.0,
+        quirks=OfficialQuirks(compounding_temperature=compounding),
+        reports=reports,
+    )
     temperatures = [[report.temperature for report in reports if report.frame == frame] for frame in (1, 2)]
     assert temperatures == ([[1.5, 0.75, 0.1875, 0.0], [0.0] * 4] if compounding else [[1.5, 1.0, 0.5, 0.0]] * 2)
 
@@ -141,7 +191,9 @@ def test_denoising_leaves_the_history_as_it_was(model: LumosModel) -> None:
             before = contents()
             assert sum(len(part) for part in before[::2]) == 2 * sum(canvas.frame_begin(frame))
             for _ in range(3):
-                canvas.write(frame, torch.randint(VISUAL_SIZE, (3, CODES), generator=generator) + VOCABULARY.visual_begin)
+                canvas.write(
+                    frame, torch.randint(VISUAL_SIZE, (3, CODES), generator=generator) + VOCABULARY.visual_begin
+                )
                 forward.hidden(frame)
             assert all(torch.equal(a, b) for a, b in zip(before, contents(), strict=True))
             if frame < 2:
@@ -267,13 +319,22 @@ def test_page_pool_exhausted_says_so(model: LumosModel) -> None:
 
 def test_bad_input_is_refused_before_anything_runs(model: LumosModel) -> None:
     def frames(**changes: object) -> None:
-        arguments = {"prompts": PROMPTS, "header": HEADER, "height": HEIGHT, "width": WIDTH, "num_frames": 2, "noise": PhiloxNoise([(0, 0)] * 3)}
+        arguments = {
+            "prompts": PROMPTS,
+            "header": HEADER,
+            "height": HEIGHT,
+            "width": WIDTH,
+            "num_frames": 2,
+            "noise": PhiloxNoise([(0, 0)] * 3),
+        }
         FrameGenerator(model, VOCABULARY, SamplingSettings()).frames(**{**arguments, **changes})
 
     frames()
     with pytest.raises(ValueError, match="at least one sample"):
         frames(prompts=[])
-    with pytest.raises(ValueError, match=r"sample 2 needs 275 tokens \(11 of text and header, 264 of 11 latent frames\).*256"):
+    with pytest.raises(
+        ValueError, match=r"sample 2 needs 275 tokens \(11 of text and header, 264 of 11 latent frames\).*256"
+    ):
         frames(num_frames=11)
     with pytest.raises(ValueError, match="given must be int64"):
         frames(given=torch.zeros(3, 1, HEIGHT, WIDTH))

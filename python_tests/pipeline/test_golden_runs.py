@@ -17,9 +17,30 @@ from lumos_engine.io.checkpoint import load_safetensors
 from lumos_engine.layout import Vocabulary
 from lumos_engine.model import LumosConfig, LumosModel
 
-VOCABULARY = Vocabulary(bos=0, image_start=101, image_end=102, newline=103, video_start=104, video_end=105, mask=106, sep=100,
-                        size_zero=110, number_tokens=82, size_unit=32, visual_begin=192, visual_size=128, strides=(4, 8, 8))
-CONFIG = LumosConfig(vocab_size=320, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+VOCABULARY = Vocabulary(
+    bos=0,
+    image_start=101,
+    image_end=102,
+    newline=103,
+    video_start=104,
+    video_end=105,
+    mask=106,
+    sep=100,
+    size_zero=110,
+    number_tokens=82,
+    size_unit=32,
+    visual_begin=192,
+    visual_size=128,
+    strides=(4, 8, 8),
+)
+CONFIG = LumosConfig(
+    vocab_size=320,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
 STEPS, GUIDANCE, NUM_FRAMES, HEIGHT, WIDTH = 6, 3.0, 3, 4, 8
 CODES, FRAME_TOKENS = HEIGHT * WIDTH, HEIGHT * (WIDTH + 1) + 4
 
@@ -42,8 +63,15 @@ class Run:
         return np.stack([getattr(report, name)[0].numpy() for report in self.reports])
 
 
-def replay(model: LumosModel, golden_dir: Path, name: str, *, use_cache: bool = True, quirks: OfficialQuirks | None = None,
-           noise_from_record: bool = False) -> Run:
+def replay(
+    model: LumosModel,
+    golden_dir: Path,
+    name: str,
+    *,
+    use_cache: bool = True,
+    quirks: OfficialQuirks | None = None,
+    noise_from_record: bool = False,
+) -> Run:
     with np.load(golden_dir / f"{name}.npz") as file:
         golden = dict(file)
     prompt = golden["prompt"].tolist()
@@ -51,16 +79,36 @@ def replay(model: LumosModel, golden_dir: Path, name: str, *, use_cache: bool = 
     tokens = golden["output_tokens"]
     assert tokens[0] == VOCABULARY.video_start
     given = NUM_FRAMES - len(golden["sampled"]) // STEPS
-    codes = torch.from_numpy(tokens[VOCABULARY.is_visual(tokens)].astype(np.int64)).view(1, NUM_FRAMES, HEIGHT, WIDTH) - VOCABULARY.visual_begin
-    settings = SamplingSettings(steps=STEPS, guidance_scale=GUIDANCE, temperature=0.0, sampling_temperature=0.0, history="mask",
-                                history_mask_ratio=0.7, quirks=OfficialQuirks.all() if quirks is None else quirks)
+    codes = (
+        torch.from_numpy(tokens[VOCABULARY.is_visual(tokens)].astype(np.int64)).view(1, NUM_FRAMES, HEIGHT, WIDTH)
+        - VOCABULARY.visual_begin
+    )
+    settings = SamplingSettings(
+        steps=STEPS,
+        guidance_scale=GUIDANCE,
+        temperature=0.0,
+        sampling_temperature=0.0,
+        history="mask",
+        history_mask_ratio=0.7,
+        quirks=OfficialQuirks.all() if quirks is None else quirks,
+    )
     recorded = torch.from_numpy(golden["sampled"].astype(np.int64)).view(1, NUM_FRAMES - given, STEPS, CODES)
-    noise = ReplayNoise(sampled_ids=recorded, first_frame=given) if noise_from_record else ReplayNoise(gumbel=torch.zeros(recorded.shape))
+    noise = (
+        ReplayNoise(sampled_ids=recorded, first_frame=given)
+        if noise_from_record
+        else ReplayNoise(gumbel=torch.zeros(recorded.shape))
+    )
     if not noise_from_record:
         noise.sampled_ids = lambda frame, step, num_tokens: None  # greedy: nothing random is asked for
     reports: list[StepReport] = []
     made = FrameGenerator(model, VOCABULARY, settings, use_cache=use_cache).frames(
-        [prompt], tokens[:3].tolist(), height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES, noise=noise, given=codes[:, :given] if given else None,
+        [prompt],
+        tokens[:3].tolist(),
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=NUM_FRAMES,
+        noise=noise,
+        given=codes[:, :given] if given else None,
         callback=reports.append,
     )
     return Run(golden, reports, torch.cat([frame.flatten() for frame in made]).view(NUM_FRAMES, CODES), given)
@@ -97,9 +145,11 @@ def test_output_tokens_equal_the_original(model: LumosModel, golden_dir: Path, n
 
 @pytest.mark.parametrize("name", RUNS)
 def test_calls_have_the_sizes_of_the_original(model: LumosModel, golden_dir: Path, name: str) -> None:
-    """Query and cached length and number of masks of every denoising call, for each of the two branches of one packed call."""
+    """Query length, cached length and masks of every denoising call, for both branches of one packed call."""
     run = replay(model, golden_dir, name)
-    calls = run.golden["calls_q_past_nmask"].reshape(-1, STEPS + 1, 2, 3)[:, :STEPS].reshape(-1, 2, 3)  # the commits follow each frame
+    calls = (
+        run.golden["calls_q_past_nmask"].reshape(-1, STEPS + 1, 2, 3)[:, :STEPS].reshape(-1, 2, 3)
+    )  # the commits follow each frame
     assert len(calls) == len(run.reports)
     for report, call in zip(run.reports, calls, strict=True):
         assert report.query_tokens == tuple(call[:, 0])
@@ -117,7 +167,9 @@ def test_logits_equal_the_full_recomputation(model: LumosModel, golden_dir: Path
         unknown = torch.from_numpy(run.stacked("unknown"))
         ids = torch.from_numpy(run.stacked("ids")) - VOCABULARY.visual_begin
         expected = logits.softmax(-1).gather(-1, ids.clamp(min=0)[..., None])[..., 0]
-        torch.testing.assert_close(torch.from_numpy(run.stacked("confidence"))[unknown], expected[unknown], rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            torch.from_numpy(run.stacked("confidence"))[unknown], expected[unknown], rtol=0, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -128,15 +180,19 @@ def test_replay_of_recorded_ids(model: LumosModel, golden_dir: Path, name: str) 
 
 
 @pytest.mark.parametrize(("name", "quirks", "differs"), [
-    ("infer_t2v_greedy", OfficialQuirks(newlines_in_history=True), False),  # nothing given, no temperature: only this quirk acts
+    # Nothing is given and T0 is 0: only the quirk of newlines acts.
+    ("infer_t2v_greedy", OfficialQuirks(newlines_in_history=True), False),
     ("infer_t2v_greedy", OfficialQuirks(compounding_temperature=True, clean_given_frames=True), True),
     ("infer_i2v_greedy", OfficialQuirks(clean_given_frames=True, newlines_in_history=True), False),
     ("infer_i2v_greedy", OfficialQuirks(newlines_in_history=True), True),
     ("infer_i2v_greedy", OfficialQuirks(clean_given_frames=True), True),
 ])  # fmt: skip
-def test_each_quirk_has_its_own_effect(model: LumosModel, golden_dir: Path, name: str, quirks: OfficialQuirks, differs: bool) -> None:
+def test_each_quirk_has_its_own_effect(
+    model: LumosModel, golden_dir: Path, name: str, quirks: OfficialQuirks, differs: bool
+) -> None:
     run = replay(model, golden_dir, name, quirks=quirks)
     unknown = run.stacked("unknown")
     same = bool((unknown == (run.golden["sel_prob"] < 1e30)).all()) and np.allclose(
-        run.stacked("confidence")[unknown], run.golden["sel_prob"][unknown], rtol=0, atol=2e-6)
+        run.stacked("confidence")[unknown], run.golden["sel_prob"][unknown], rtol=0, atol=2e-6
+    )
     assert same != differs

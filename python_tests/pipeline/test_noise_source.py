@@ -18,8 +18,10 @@ def test_a_sample_draws_the_same_noise_in_every_batch() -> None:
 
 
 def test_every_part_of_the_key_matters_and_longer_draws_begin_alike() -> None:
-    draws = [PhiloxNoise([key]).uniforms(frame, step, 64) for key, frame, step in
-             (((1, 0), 0, 0), ((2, 0), 0, 0), ((1, 1), 0, 0), ((1, 0), 1, 0), ((1, 0), 0, 1))]
+    draws = [
+        PhiloxNoise([key]).uniforms(frame, step, 64)
+        for key, frame, step in (((1, 0), 0, 0), ((2, 0), 0, 0), ((1, 1), 0, 0), ((1, 0), 1, 0), ((1, 0), 0, 1))
+    ]
     for i, a in enumerate(draws):
         assert float(a.min()) >= 0 and float(a.max()) < 1
         assert all(not torch.equal(a, b) for b in draws[:i])

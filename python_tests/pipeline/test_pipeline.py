@@ -26,7 +26,9 @@ def picture(seed: int, *shape: int) -> np.ndarray:
 def test_text_to_video(pipeline: LumosPipeline) -> None:
     result = pipeline(CAPTIONS[0], seed=3)
     assert result.frames.shape == (1, 9, 32, 32, 3) and result.frames.dtype == np.uint8
-    assert result.tokens.shape == (1, 3, 4, 4) and result.tokens.dtype == torch.int64 and not result.tokens.is_inference()
+    assert (
+        result.tokens.shape == (1, 3, 4, 4) and result.tokens.dtype == torch.int64 and not result.tokens.is_inference()
+    )
     assert (result.seed, result.fps, result.prompts) == (3, 4, (CAPTIONS[0],))
     assert set(result.timings) == {"prepare", "denoise", "decode", "total"}
     np.testing.assert_array_equal(result.frames[0], pipeline.visual_tokenizer.decode(result.tokens[0]).numpy())
@@ -44,7 +46,9 @@ def test_prompt_in_the_header_and_the_branch_without_text(pipeline: LumosPipelin
     ids = plan.prompt_ids[0]
     assert ids[0] == VOCABULARY.bos and ids[-1] == VOCABULARY.sep
     text = pipeline.text_tokenizer.decode(ids[1:-1])
-    assert text.startswith("Generate a video with a resolution of 32x32, consisting of 8 frames at 4 frames per second, ")
+    assert text.startswith(
+        "Generate a video with a resolution of 32x32, consisting of 8 frames at 4 frames per second, "
+    )
     assert text.endswith(f":\n {CAPTIONS[0]}")
     image = pipeline.plan(CAPTIONS[0], num_frames=1, fps=4)
     assert "consisting of 1 frames at 1 frames per second" in pipeline.text_tokenizer.decode(image.prompt_ids[0][1:-1])
@@ -57,8 +61,17 @@ def test_image_to_video_begins_with_the_image(pipeline: LumosPipeline, tmp_path:
     pixels = picture(0, 32, 32, 3)
     Image.fromarray(pixels).save(tmp_path / "first.png")
     codes = pipeline.visual_tokenizer.encode(torch.from_numpy(pixels)[None])
-    results = [pipeline(CAPTIONS[0], image=image, seed=1) for image in
-               (pixels, torch.from_numpy(pixels), Image.fromarray(pixels), tmp_path / "first.png", str(tmp_path / "first.png"), [pixels])]
+    results = [
+        pipeline(CAPTIONS[0], image=image, seed=1)
+        for image in (
+            pixels,
+            torch.from_numpy(pixels),
+            Image.fromarray(pixels),
+            tmp_path / "first.png",
+            str(tmp_path / "first.png"),
+            [pixels],
+        )
+    ]
     for result in results:
         assert torch.equal(result.tokens[0, :1], codes)
         assert torch.equal(result.tokens, results[0].tokens)
@@ -97,7 +110,10 @@ def test_continuation_begins_with_the_clip(pipeline: LumosPipeline, tmp_path: Pa
     assert torch.equal(plan.given[0], pipeline.visual_tokenizer.encode(torch.from_numpy(frames)))
 
 
-@pytest.mark.parametrize("options", [{}, {"num_frames": 1}, {"image": picture(0, 32, 32, 3)}, {"video": picture(0, 5, 32, 32), "history": "drop"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_frames": 1}, {"image": picture(0, 32, 32, 3)}, {"video": picture(0, 5, 32, 32), "history": "drop"}],
+)
 def test_streaming_equals_the_whole(pipeline: LumosPipeline, options: dict[str, object]) -> None:
     whole = pipeline(list(CAPTIONS), seed=2, **options).frames
     frames = list(pipeline.stream(list(CAPTIONS), seed=2, **options))
@@ -132,6 +148,10 @@ def test_several_samples_of_one_prompt(pipeline: LumosPipeline) -> None:
     assert result.prompts == (CAPTIONS[0], CAPTIONS[0], CAPTIONS[1], CAPTIONS[1])
     assert not torch.equal(result.tokens[0], result.tokens[1])
     assert torch.equal(pipeline(CAPTIONS[0], num_samples=2, seed=4).tokens, result.tokens[:2])
+    images = [picture(i, 32, 32, 3) for i in range(2)]
+    continued = pipeline(list(CAPTIONS[:2]), image=images, num_samples=2, seed=4).tokens
+    first = [pipeline.visual_tokenizer.encode(image[None])[0] for image in images]
+    assert torch.equal(continued[:, 0], torch.stack([first[0], first[0], first[1], first[1]]))
 
 
 def test_a_drawn_seed_repeats_the_result(pipeline: LumosPipeline) -> None:
@@ -148,13 +168,20 @@ def test_official_mode_is_the_sum_of_its_switches(pipeline: LumosPipeline) -> No
     tokens = {}
     for name, value in quirks.items():
         seen: list[tuple[float, torch.Tensor]] = []
-        tokens[name] = pipeline(CAPTIONS[0], quirks=value, callback=lambda r, seen=seen: seen.append((r.temperature, r.confidence)), **options).tokens
+        tokens[name] = pipeline(
+            CAPTIONS[0],
+            quirks=value,
+            callback=lambda r, seen=seen: seen.append((r.temperature, r.confidence)),
+            **options,
+        ).tokens
         reports[name] = seen
     assert torch.equal(pipeline(CAPTIONS[0], mode="official", **options).tokens, tokens["all"])
     assert torch.equal(pipeline(CAPTIONS[0], **options).tokens, tokens[""])
     plain = reports.pop("")
     for name, seen in reports.items():
-        same = len(seen) == len(plain) and all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(seen, plain, strict=True))
+        same = len(seen) == len(plain) and all(
+            a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(seen, plain, strict=True)
+        )
         assert not same, name
 
 
@@ -214,14 +241,16 @@ LONG = "word " * 300
     ("a", {"image": picture(0, 32, 32), "num_frames": 1}, ValueError, "leaves none of num_frames=1 to generate"),
     ("a", {"image": picture(0, 32, 32), "given_frames": 1}, ValueError, "applies to video"),
     ("a", {"given_frames": 5}, ValueError, "no video was given"),
-    ("a", {"video": picture(0, 4, 32, 32)}, ValueError, r"the number of frames of video must be 1 \+ 4 \* n, got 4; nearest: 1 and 5"),
+    ("a", {"video": picture(0, 4, 32, 32)}, ValueError, r"must be 1 \+ 4 \* n, got 4; nearest: 1 and 5"),
     ("a", {"video": picture(0, 9, 32, 32)}, ValueError, "video has 9 frames, which leaves none of num_frames=9"),
     ("a", {"video": picture(0, 3, 32, 32), "given_frames": 5}, ValueError, "given_frames=5, but video has only 3"),
     ("a", {"video": picture(0, 5, 32, 32), "given_frames": 4}, ValueError, "given_frames must be"),
     ("a", {"video": picture(0, 5, 32)}, ValueError, "video must be"),
     ("a", {"video": "missing.mp4"}, FileNotFoundError, "missing.mp4"),
 ])  # fmt: skip
-def test_bad_input(pipeline: LumosPipeline, prompt: object, options: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    pipeline: LumosPipeline, prompt: object, options: dict[str, object], error: type[Exception], message: str
+) -> None:
     """The right error at once, for calls and for streams."""
     with pytest.raises(error, match=message):
         pipeline(prompt, **options)
@@ -282,7 +311,9 @@ def test_damaged_pipeline_json(folder: Path, tmp_path: Path, content: object, me
         LumosPipeline.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("missing", ["pipeline.json", "text_tokenizer.json", "model.safetensors", "visual_tokenizer/model.safetensors"])
+@pytest.mark.parametrize(
+    "missing", ["pipeline.json", "text_tokenizer.json", "model.safetensors", "visual_tokenizer/model.safetensors"]
+)
 def test_missing_parts_are_named(folder: Path, tmp_path: Path, missing: str) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / missing).unlink()

@@ -44,5 +44,7 @@ def test_compounding_temperature_is_the_product_and_never_returns() -> None:
     assert first[0] == 0.98
     assert first[1] == 0.98 * 0.96
     assert first[49] == 0.0
-    assert [round(first[step - 1], 4) for step in (5, 10, 20)] == [round(float(np.prod(1 - np.arange(1, s + 1) / 50)), 4) for s in (5, 10, 20)]
+    assert [round(first[step - 1], 4) for step in (5, 10, 20)] == [
+        round(float(np.prod(1 - np.arange(1, s + 1) / 50)), 4) for s in (5, 10, 20)
+    ]
     assert all(schedule.at(step, first_generated=False) == 0.0 for step in range(50))
