@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .drop import dropped_tokens
 from .pages import PagePool
 from .plan import CachePlan, PagedKeys
 
@@ -178,13 +179,13 @@ class PagedKVCache:
                 raise ValueError(f"end {stop} of sequence {sequence} is outside its open range {first}..{last}")
             if self._plan.cuts_frame(sequence, stop):
                 raise ValueError(f"end {stop} of sequence {sequence} lies inside a frame")
-        dropped = [] if keep is None else self._find_dropped(cache_step, ends, keep)
+        dropped = [] if keep is None else dropped_tokens(self.layout, self._plan, step, ends, keep)
         for sequence, stop in zip(step.sequences, ends, strict=True):
             self._free(
                 sequence, self._plan.pages_to(sequence, stop), self._plan.pages_to(sequence, self._open[sequence])
             )
             self._close(sequence, stop)
-        self._drop(dropped)
+        self._drop(dropped, cache_step.slots)
 
     def rollback(self, cache_step: CacheStep) -> None:
         """Forget the open tokens of the step's sequences: only the page table changes. RuntimeError if it is not open."""
@@ -267,43 +268,11 @@ class PagedKVCache:
         self.pool.free(pages[pages >= 0].tolist())
         pages[:] = -1
 
-    def _find_dropped(self, cache_step: CacheStep, ends: list[int], keep: Tensor) -> list[tuple[int, np.ndarray]]:
-        """Segment rows that lose tokens, each with the offsets in the step's tokens of those that it keeps."""
-        step, plan = cache_step.step, self._plan
-        if keep.dtype != torch.bool or keep.shape != (step.num_tokens,):
-            raise ValueError(f"keep must be bool [{step.num_tokens}], got {keep.dtype} {list(keep.shape)}")
-        kept = keep.cpu().numpy()
-        found = []
-        offset = 0
-        for sequence, begin, stop, end in zip(step.sequences, step.begin, ends, step.end, strict=True):
-            for row in range(plan.segment_offsets[sequence], plan.segment_offsets[sequence + 1]):
-                first, last = max(begin, int(plan.begin[row])), min(stop, int(plan.end[row]))
-                part = kept[offset + first - begin : offset + last - begin] if first < last else kept[:0]
-                if part.all():
-                    continue
-                if self.layout.hidden is not None:
-                    raise ValueError("keep drops tokens under a layout that hides keys by itself; use one or the other")
-                if not plan.is_frame[row]:
-                    raise ValueError(
-                        f"keep drops text tokens of sequence {sequence}; only tokens of frames can be dropped"
-                    )
-                self._require_whole_visibility(sequence, first, last)
-                found.append((row, offset + first - begin + part.nonzero()[0]))
-            offset += end - begin
-        return [(row, cache_step.slots.cpu().numpy()[offsets]) for row, offsets in found]
-
-    def _require_whole_visibility(self, sequence: int, first: int, last: int) -> None:
-        start = int(self.layout.cu_seqlens[sequence])
-        later = self.layout.intervals[start + last : start + self._plan.length(sequence)]
-        if bool(((later > first) & (later < last)).any()):
-            raise ValueError(
-                f"keep drops tokens of {first}..{last - 1} of sequence {sequence}, of which a later query sees only a part"
-            )
-
-    def _drop(self, dropped: list[tuple[int, np.ndarray]]) -> None:
+    def _drop(self, dropped: list[tuple[int, np.ndarray]], slots: Tensor) -> None:
         """Move the kept slots of each segment to its front where they are not there already; free the pages behind."""
         sources, targets = [], []
-        for row, source in dropped:
+        for row, kept in dropped:
+            source = slots[torch.from_numpy(kept)].cpu().numpy()
             sequence, first = int(self._plan.sequence[row]), int(self._plan.first_page[row])
             pages = self._table[sequence, first : first + self._plan.num_pages[row]].astype(np.int64)
             target = (pages[:, None] * self.page_size + np.arange(self.page_size)).reshape(-1)[: len(source)]
@@ -315,8 +284,8 @@ class PagedKVCache:
         if sum(map(len, sources)):
             old, new = (torch.from_numpy(np.concatenate(part)).to(self.device) for part in (sources, targets))
             for layer in (*self.k_pages, *self.v_pages):
-                slots = layer.flatten(0, 1)
-                slots[new] = slots[old]
+                rows = layer.flatten(0, 1)
+                rows[new] = rows[old]
 
 
 def _fields(key: Mapping[str, object] | str | None) -> dict[str, object]:
