@@ -80,6 +80,8 @@ def unmask_step(
         raise ValueError(f"{op}: sampling_temperature is {sampling_temperature}; give uniforms or sampled_ids, or make it 0")
     if gumbel is None and temperature > 0:
         raise ValueError(f"{op}: temperature is {temperature}; give gumbel, or make it 0")
+    if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise ValueError(f"{op}: uniforms must be in [0, 1), got {float(uniforms.min())}..{float(uniforms.max())}")
     if isinstance(num_masked, Tensor):
         registry.check_tensor(op, "num_masked", num_masked, dtype=torch.int64, shape=(samples,), device=device)
     if sampled_ids is not None and bool(((sampled_ids < 0) | (sampled_ids >= classes)).logical_and(~known).any()):

@@ -47,7 +47,8 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
         for begin in range(0, len(rows), ctx.chunk_rows):
             chunk = slice(begin, begin + ctx.chunk_rows)
             logits = _logits(hidden, weight, rows[chunk]) if kept is None else kept
-            grad_logits = (logits - lse[chunk, None]).exp_()
+            grad_logits = logits - lse[chunk, None] if kept is not None else logits.sub_(lse[chunk, None])
+            grad_logits.exp_()
             grad_logits.scatter_add_(1, targets[chunk, None], grad_logits.new_full((len(grad_logits), 1), -1.0))
             grad_logits.mul_(grad[chunk, None])
             grad_logits = grad_logits.to(hidden.dtype)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CHUNK_ELEMENTS = 2**22
+"""Bound on the logits that are worked on at a time."""
+
 
 def unmask_step(
     cond_logits: Tensor,
@@ -21,16 +24,24 @@ def unmask_step(
     gumbel: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``lumos_engine.ops.unmask_step``."""
-    logits = cond_logits.float()
-    if uncond_logits is not None:
-        uncond = uncond_logits.float()
-        logits = guidance_scale * (logits - uncond) + uncond
-    probabilities = torch.softmax(logits / sampling_temperature if sampling_temperature > 0 else logits, dim=-1)
-    if sampled_ids is None:
-        sampled_ids = logits.argmax(-1) if sampling_temperature == 0 else _inverse_cdf(probabilities, uniforms)
-    # What a caller replays for known tokens is not looked at.
-    sampled = sampled_ids.masked_fill(known, 0)
-    confidence = probabilities.gather(-1, sampled[..., None])[..., 0]
+    sampled = torch.zeros(ids.shape, dtype=torch.int64, device=ids.device)
+    confidence = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
+    # Known rows are not looked at, whatever they hold. The others go in chunks: a row of a large vocabulary is long.
+    unknown = (~known).flatten().nonzero()[:, 0]
+    for rows in unknown.split(max(1, CHUNK_ELEMENTS // cond_logits.shape[-1])):
+        logits = cond_logits.flatten(0, 1)[rows].float()
+        if uncond_logits is not None:
+            uncond = uncond_logits.flatten(0, 1)[rows].float()
+            logits = guidance_scale * (logits - uncond) + uncond
+        probabilities = torch.softmax(logits / sampling_temperature if sampling_temperature > 0 else logits, dim=-1)
+        if sampled_ids is not None:
+            chosen = sampled_ids.flatten()[rows]
+        elif sampling_temperature > 0 and uniforms is not None:
+            chosen = inverse_cdf(probabilities, uniforms.flatten()[rows])
+        else:
+            chosen = logits.argmax(-1)
+        sampled.view(-1)[rows] = chosen
+        confidence.view(-1)[rows] = probabilities.gather(-1, chosen[:, None])[:, 0]
     confidence = confidence.masked_fill(known, torch.finfo(torch.float32).max)
 
     score = confidence.clamp(min=1e-20).log()
@@ -45,10 +56,12 @@ def unmask_step(
     return torch.where(known, ids, sampled), confidence, (score < cutoff) & ~known
 
 
-def _inverse_cdf(probabilities: Tensor, uniforms: Tensor | None) -> Tensor:
-    """The first class whose cumulative probability exceeds the uniform; sums in fp64, so that their order does not matter in practice."""
-    if uniforms is None:
-        raise ValueError("unmask_step: neither uniforms nor sampled_ids is given and sampling_temperature is not 0")
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """First class whose cumulative probability exceeds the uniform of its row; [rows, classes] and [rows] give int64 [rows].
+
+    Sums are taken in fp64, so that their order decides nothing in practice. The uniform, at most 1 - 2^-24, is scaled by their total: no
+    rounding lets it reach past the last class, or pick one of probability 0.
+    """
     cumulative = probabilities.double().cumsum(-1)
-    threshold = uniforms.double()[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp(max=probabilities.shape[-1] - 1)
+    threshold = uniforms.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
