@@ -11,7 +11,7 @@ from torch import Tensor
 from lumos_engine.diffusion.canvas import TokenCanvas
 from lumos_engine.diffusion.forward import CachedForward, RecomputedForward
 from lumos_engine.diffusion.generator import FrameGenerator, StepReport
-from lumos_engine.diffusion.noise_source import PhiloxNoise
+from lumos_engine.diffusion.noise_source import PhiloxNoise, ReplayNoise
 from lumos_engine.diffusion.settings import OfficialQuirks, SamplingSettings
 from lumos_engine.kv_cache import CacheFull
 from lumos_engine.model import LumosModel
@@ -174,6 +174,40 @@ def test_temperature_is_reset_for_each_frame_unless_compounding(model: LumosMode
     )
     temperatures = [[report.temperature for report in reports if report.frame == frame] for frame in (1, 2)]
     assert temperatures == ([[1.5, 0.75, 0.1875, 0.0], [0.0] * 4] if compounding else [[1.5, 1.0, 0.5, 0.0]] * 2)
+
+
+@pytest.mark.parametrize("quirks", [OfficialQuirks(), OfficialQuirks.all()])
+def test_replayed_ids_and_noise_decide_everything(model: LumosModel, quirks: OfficialQuirks) -> None:
+    """Recorded ids are taken; masked again are the codes with the least log confidence + temperature * recorded noise."""
+    steps, record = 5, torch.Generator().manual_seed(8)
+    ids = torch.randint(VISUAL_SIZE, (3, 2, steps, CODES), generator=record) + VOCABULARY.visual_begin
+    gumbel = -torch.log(-torch.log(torch.rand(3, 2, steps, CODES, generator=record).clamp(min=1e-6)))
+    settings = SamplingSettings(steps=steps, guidance_scale=2.0, temperature=3.0, history="mask", quirks=quirks)
+    reports: list[StepReport] = []
+    frames = FrameGenerator(model, VOCABULARY, settings).frames(
+        PROMPTS,
+        HEADER,
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=3,
+        given=torch.zeros(3, 1, HEIGHT, WIDTH, dtype=torch.int64),
+        noise=ReplayNoise(ids, gumbel, first_frame=1),
+        callback=reports.append,
+    )
+    assert len(list(frames)) == 3
+    assert [(report.frame, report.step) for report in reports] == [
+        (1 + i // steps, i % steps) for i in range(2 * steps)
+    ]
+    for report in reports:
+        assert torch.equal(report.ids[report.unknown], ids[:, report.frame - 1, report.step][report.unknown])
+        if report.step == steps - 1:
+            continue
+        noise = gumbel[:, report.frame - 1, report.step]
+        score = report.confidence.log() + report.temperature * noise
+        for sample in range(3):
+            unknown = report.unknown[sample].nonzero().flatten().tolist()
+            lowest = sorted(unknown, key=lambda code: float(score[sample, code]))[: report.num_masked]
+            assert report.masked[sample].nonzero().flatten().tolist() == sorted(lowest)
 
 
 def test_denoising_leaves_the_history_as_it_was(model: LumosModel) -> None:

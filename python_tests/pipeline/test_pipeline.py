@@ -50,9 +50,27 @@ def test_prompt_in_the_header_and_the_branch_without_text(pipeline: LumosPipelin
         "Generate a video with a resolution of 32x32, consisting of 8 frames at 4 frames per second, "
     )
     assert text.endswith(f":\n {CAPTIONS[0]}")
+    assert (plan.shape.duration, plan.shape.header_fps) == (2, 4)
     image = pipeline.plan(CAPTIONS[0], num_frames=1, fps=4)
     assert "consisting of 1 frames at 1 frames per second" in pipeline.text_tokenizer.decode(image.prompt_ids[0][1:-1])
     assert (image.shape.duration, image.shape.header_fps) == (1, 1)
+
+
+@pytest.mark.parametrize(("num_frames", "header"), [(9, (2, 4)), (13, (3, 4)), (1, (1, 1))])
+def test_the_header_states_duration_and_rate(
+    pipeline: LumosPipeline, monkeypatch: pytest.MonkeyPatch, num_frames: int, header: tuple[int, int]
+) -> None:
+    from lumos_engine.diffusion.generator import FrameGenerator
+
+    def frames(
+        self: FrameGenerator, prompts: object, given_header: list[int], **arguments: object
+    ) -> list[torch.Tensor]:
+        assert given_header == VOCABULARY.video_header(*header)
+        assert (arguments["height"], arguments["width"], arguments["num_frames"]) == (8, 4, 1 + (num_frames - 1) // 4)
+        return [torch.zeros(1, 8, 4, dtype=torch.int64)] * arguments["num_frames"]
+
+    monkeypatch.setattr(FrameGenerator, "frames", frames)
+    assert pipeline(CAPTIONS[0], num_frames=num_frames, height=64, fps=4).frames.shape == (1, num_frames, 64, 32, 3)
 
 
 def test_image_to_video_begins_with_the_image(pipeline: LumosPipeline, tmp_path: Path) -> None:
