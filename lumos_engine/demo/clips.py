@@ -22,7 +22,7 @@ VIDEO_PROMPTS = (
     "a 4 moving left",
     "a 7 moving left and a 3 standing still",
 )
-IMAGE_PROMPTS = ("a 2 standing still", "a 8 standing still and a 1 standing still")
+IMAGE_PROMPTS = ("a 2 standing still", "an 8 standing still and a 1 standing still")
 GIVEN_FRAMES = 5  # 1 + 4: the first latent frame and one group after it
 SCALE = 6  # the clips are 32 pixels wide
 
