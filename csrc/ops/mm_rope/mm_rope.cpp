@@ -14,6 +14,7 @@ extern "C" lumos_status lumos_cpu_mm_rope(const lumos_mm_rope_params* params) {
     }
     lumos::require(p.head_dim > 0 && p.head_dim % 32 == 0, "head_dim is %lld; it must be a multiple of 32",
                    static_cast<long long>(p.head_dim));
+    if (p.num_tokens == 0 || p.num_heads == 0) return;
     lumos::require(p.out != p.x || (p.out_stride_token == p.x_stride_token && p.out_stride_head == p.x_stride_head),
                    "out is x but has other strides");
     // Chunks of about 64 Ki elements: large enough to pay for handing them out, small enough to share the work evenly.

@@ -1,0 +1,275 @@
+"""MM-RoPE: the original's numbers, the fp64 reference, and the promises about bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lumos_engine import _C, ops
+from lumos_engine.testing import eager, poison, strategies, tolerances
+
+BACKENDS = ["reference", "cpu"]
+GOLDEN = [
+    "rope_img_T1_8x4_hd128", "rope_img_T1_8x4_hd64", "rope_real_384p_hd128", "rope_t2v_T3_4x8_hd128", "rope_t2v_T3_4x8_hd64",
+    "rope_textonly_hd128", "rope_uncond_T2_4x4_hd64",
+]  # fmt: skip
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _C.cpu_isa()
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa(before)
+
+
+@pytest.fixture(params=GOLDEN)
+def golden(request: pytest.FixtureRequest, golden_dir: Path) -> dict[str, Tensor]:
+    with np.load(golden_dir / f"{request.param}.npz") as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    grid = torch.stack((arrays["pos_t"][0], arrays["pos_h"][0], arrays["pos_w"][0]), -1)
+    text = arrays["pos_text"][0][:, None].expand(-1, 3)
+    arrays["positions"] = torch.where(arrays["content_flag"][0][:, None] != 0, grid, text)[arrays["idx"].long()]
+    return arrays
+
+
+@st.composite
+def rotations(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """(x, positions): 0 to 40 tokens, any memory order."""
+    tokens, heads = draw(st.integers(0, 40)), draw(st.integers(1, 5))
+    shape = (tokens, heads, draw(st.sampled_from(strategies.HEAD_DIMS)))
+    x = strategies.randn(shape, draw(st.sampled_from(strategies.DTYPES)), draw(strategies.seeds()))
+    return strategies.in_order(x, draw(strategies.memory_orders())), draw(strategies.position_triples(tokens))
+
+
+def example(tokens: int = 50, heads: int = 3, head_dim: int = 64, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    positions = torch.randint(0, 3000, (tokens, 3), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    return strategies.randn((tokens, heads, head_dim), dtype, 0), positions
+
+
+# --------------------------------------------------------------------------------------------------------- the right numbers
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["q", "k"])
+def test_rotation_equals_the_original(golden: dict[str, Tensor], name: str, backend: str) -> None:
+    rotated = ops.mm_rope(golden[name][0].transpose(0, 1), golden["positions"], backend=backend)
+    expected = golden[f"{name}_rot"][0].transpose(0, 1)
+    torch.testing.assert_close(rotated, expected, rtol=0, atol=tolerances.GOLDEN["rotation"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parity_tables_equal_the_original_bit_by_bit(golden: dict[str, Tensor], backend: str) -> None:
+    """The rotation of (1, 0) in bf16 is the pair of rounded table entries."""
+    half = golden["cos_bf16_bits"].shape[-1] // 2
+    x = torch.zeros(len(golden["positions"]), 1, 2 * half, dtype=torch.bfloat16)
+    x[..., :half] = 1.0
+    bits = ops.mm_rope(x, golden["positions"], parity=True, backend=backend)[:, 0].view(torch.int16)
+    assert torch.equal(bits[:, :half], golden["cos_bf16_bits"][0, :, :half])
+    assert torch.equal(bits[:, half:], golden["sin_bf16_bits"][0, :, half:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("head_dim", strategies.HEAD_DIMS)
+def test_each_frequency_follows_its_axis(head_dim: int, backend: str) -> None:
+    x = torch.ones(3, 1, head_dim)
+    turned = ops.mm_rope(x, torch.eye(3, dtype=torch.int32) * 2, backend=backend)[:, 0, : head_dim // 2] != 1.0
+    axes = ["".join("thw"[a] for a in range(3) if turned[a, f]) for f in range(head_dim // 2)]
+    assert axes == list("tttthhwwhhwwhhww" * (head_dim // 32))
+
+
+def test_inverse_frequencies_fall_from_one_to_about_one_over_theta() -> None:
+    table = ops.inverse_frequencies(64, theta=500.0)
+    torch.testing.assert_close(table, 500.0 ** (-torch.arange(32).double() / 32).float(), rtol=1e-6, atol=0)
+    assert table[0] == 1.0
+    table.zero_()
+    assert ops.inverse_frequencies(64, theta=500.0)[0] == 1.0, "a caller can spoil the cached table"
+
+
+@given(rotations(), st.booleans())
+def test_cpu_is_as_exact_as_promised(inputs: tuple[Tensor, Tensor], inverse: bool) -> None:
+    x, positions = inputs
+    with poison.poisoned_outputs():
+        rotated = ops.mm_rope(x, positions, inverse=inverse, backend="cpu")
+    exact = ops.mm_rope(x.double(), positions, inverse=inverse, backend="reference")
+    tolerances.assert_within_bound(rotated, exact, eager.mm_rope(x, positions, inverse=inverse), "rotated x")
+
+
+@given(rotations())
+def test_parity_rounds_cosine_and_sine(inputs: tuple[Tensor, Tensor]) -> None:
+    x, positions = inputs
+    expected = ops.mm_rope(x, positions, parity=True, backend="reference")
+    error = ulps(ops.mm_rope(x, positions, parity=True, backend="cpu"), expected)
+    assert error <= (2 if x.dtype == torch.bfloat16 else 8)
+
+
+def ulps(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference in units of the last place at the largest value of ``expected``."""
+    if not actual.numel():
+        return 0.0
+    unit = tolerances.ulp(expected.dtype, float(expected.abs().max()))
+    return float((actual.double() - expected.double()).abs().max()) / unit
+
+
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+def test_every_instruction_set_is_exact(isa: str, dtype: torch.dtype) -> None:
+    positions = torch.randint(0, 2**20, (300, 3), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
+    x = strategies.randn((300, 2, 96), dtype, 0)
+    exact = ops.mm_rope(x.double(), positions, backend="reference")
+    tolerances.assert_within_bound(ops.mm_rope(x, positions, backend="cpu"), exact, eager.mm_rope(x, positions), isa)
+
+
+def test_angles_next_to_multiples_of_a_quarter_turn(isa: str) -> None:
+    """Where the reduction cancels most: the floats next to n pi/2, as angles of position 1."""
+    n = torch.arange(0, 64 * 5000, 5000, dtype=torch.float64)
+    near = (n * (torch.pi / 2)).float()
+    for inv_freq in (near, near.nextafter(torch.tensor(torch.inf)), near.nextafter(torch.tensor(-torch.inf))):
+        x = torch.zeros(1, 1, 128)
+        x[..., :64] = 1.0
+        turned = ops.mm_rope(x, torch.ones(1, 3, dtype=torch.int32), inv_freq, backend="cpu")[0, 0].double()
+        angle = inv_freq.double()
+        torch.testing.assert_close(turned, torch.cat((angle.cos(), angle.sin())), rtol=0, atol=1.2e-7)
+
+
+def test_custom_frequencies_and_negative_positions() -> None:
+    x, positions = example()
+    inv_freq = ops.inverse_frequencies(64, theta=1e6)
+    forward = ops.mm_rope(x, -positions, inv_freq, backend="cpu")
+    assert torch.equal(forward, ops.mm_rope(x, positions, inv_freq, inverse=True, backend="cpu"))
+    assert not torch.equal(forward, ops.mm_rope(x, -positions, backend="cpu"))
+
+
+# ------------------------------------------------------------------------------------------------------------- inverse, gradient
+
+
+@given(rotations())
+def test_inverse_undoes_the_rotation(inputs: tuple[Tensor, Tensor]) -> None:
+    x, positions = inputs
+    back = ops.mm_rope(ops.mm_rope(x, positions), positions, inverse=True)
+    assert ulps(back, x) <= 4
+
+
+@pytest.mark.parametrize("parity", [False, True])
+def test_gradient_is_the_inverse_rotation(parity: bool) -> None:
+    x, positions = example(dtype=torch.bfloat16)
+    x.requires_grad_()
+    grad = strategies.randn(x.shape, x.dtype, 9)
+    ops.mm_rope(x, positions, parity=parity).backward(grad)
+    assert x.grad is not None
+    tolerances.assert_bitwise_equal(x.grad, ops.mm_rope(grad, positions, inverse=True, parity=parity))
+
+
+def test_gradient_of_the_reference() -> None:
+    x, positions = example(tokens=4, heads=2, head_dim=32)
+    assert torch.autograd.gradcheck(
+        lambda x: ops.mm_rope(x, positions, backend="reference"), (x.double().requires_grad_(),)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------- bits
+
+
+@given(rotations(), st.booleans())
+def test_inplace_writes_the_same_bits_and_nothing_else(inputs: tuple[Tensor, Tensor], parity: bool) -> None:
+    x, positions = inputs
+    expected = ops.mm_rope(x, positions, parity=parity)
+    storage = x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
+    outside = torch.ones(len(storage), dtype=torch.bool)
+    outside.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(False)
+    before = storage[outside].clone()
+    assert ops.mm_rope(x, positions, parity=parity, inplace=True) is x
+    tolerances.assert_bitwise_equal(x, expected)
+    tolerances.assert_bitwise_equal(storage[outside], before, "memory outside x")
+
+
+@given(rotations())
+def test_memory_order_and_neighbours_change_no_bit(inputs: tuple[Tensor, Tensor]) -> None:
+    x, positions = inputs
+    whole = ops.mm_rope(x.contiguous(), positions)
+    tolerances.assert_bitwise_equal(ops.mm_rope(x, positions), whole)
+    for token in range(0, len(x), 7):
+        tolerances.assert_bitwise_equal(ops.mm_rope(x[token : token + 1], positions[token : token + 1]), whole[token : token + 1])
+
+
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+def test_threads_change_no_bit(dtype: torch.dtype) -> None:
+    x, positions = example(tokens=3000, heads=4, dtype=dtype)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = ops.mm_rope(x, positions)
+        torch.set_num_threads(3)
+        tolerances.assert_bitwise_equal(ops.mm_rope(x, positions), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_last_dimension_that_is_not_contiguous_is_copied_and_counted() -> None:
+    from lumos_engine.ops._registry import copies
+
+    x, positions = example()
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    before = copies["mm_rope.x"]
+    tolerances.assert_bitwise_equal(ops.mm_rope(strided, positions), ops.mm_rope(x, positions))
+    assert copies["mm_rope.x"] == before + 1
+
+
+# --------------------------------------------------------------------------------------------------------------------- framework
+
+
+def test_opcheck() -> None:
+    x, positions = example(tokens=5, dtype=torch.bfloat16)
+    arguments = (positions, ops.inverse_frequencies(64), True, True)
+    torch.library.opcheck(torch.ops.lumos._mm_rope.default, (x.clone().requires_grad_(), *arguments))
+    torch.library.opcheck(torch.ops.lumos._mm_rope_.default, (x, *arguments))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_compiles_without_graph_breaks(inplace: bool) -> None:
+    x, positions = example()
+
+    def function(x: Tensor) -> Tensor:
+        return ops.mm_rope(x * 2, positions, inplace=inplace) + 1
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    tolerances.assert_bitwise_equal(compiled(x), function(x))
+
+
+# --------------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (TypeError, "x is a list; it must be a tensor", {"x": [1.0]}),
+        (TypeError, "x has dtype int64; allowed: float32, bfloat16", {"x": torch.ones(2, 1, 32, dtype=torch.int64)}),
+        (TypeError, "x has dtype float64", {"x": torch.ones(2, 1, 32, dtype=torch.float64)}),
+        (ValueError, r"x has shape \(2, 32\); it must be \[tokens, heads, head_dim\]", {"x": torch.ones(2, 32)}),
+        (ValueError, "head_dim is 48; it must be a positive multiple of 32", {"x": torch.ones(2, 1, 48)}),
+        (TypeError, "positions has dtype int64; allowed: int32", {"positions": torch.zeros(2, 3, dtype=torch.int64)}),
+        (ValueError, r"positions has shape \(3, 3\); it must be \[2, 3\]", {"positions": torch.zeros(3, 3, dtype=torch.int32)}),
+        (ValueError, r"inv_freq has shape \(32,\); it must be \[16\]", {"inv_freq": torch.ones(32)}),
+        (TypeError, "inv_freq has dtype float64", {"inv_freq": torch.ones(16, dtype=torch.float64)}),
+        (ValueError, "backend is 'tpu'; allowed: reference, cpu, cuda", {"backend": "tpu"}),
+        (RuntimeError, "CUDA", {"backend": "cuda"}),
+        (RuntimeError, "inplace=True cannot give", {"x": torch.ones(2, 1, 32, requires_grad=True), "inplace": True}),
+        (ValueError, "inplace=True needs a contiguous last dimension", {"x": torch.ones(2, 32, 3).transpose(1, 2), "inplace": True}),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(error: type[Exception], message: str, changes: dict[str, object]) -> None:
+    arguments: dict[str, object] = {"x": torch.ones(2, 1, 32), "positions": torch.zeros(2, 3, dtype=torch.int32)}
+    with pytest.raises(error, match=message):
+        ops.mm_rope(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((30,), "head_dim is 30"), ((64, 0.0), "theta is 0"), ((64, float("nan")), "theta is nan")])
+def test_bad_frequencies_are_named(arguments: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.inverse_frequencies(*arguments)  # type: ignore[arg-type]
