@@ -69,9 +69,11 @@ def qk_norm_mm_rope(
 
 def _head_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     rows, head_dim = weight.shape
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    # With fp32 weights torch also sums their gradients in fp32, over all tokens and heads.
+    weight, bias = weight.float(), bias.float()
     if rows == 1:
         return functional.layer_norm(x, (head_dim,), weight[0], bias[0], eps).to(x.dtype)
     repeats = x.shape[1] // rows
-    normal = functional.layer_norm(x, (head_dim,), eps=eps).to(x.dtype)
-    return torch.addcmul(bias.repeat_interleave(repeats, 0), normal, weight.repeat_interleave(repeats, 0))
+    normal = functional.layer_norm(x, (head_dim,), eps=eps)
+    weight, bias = weight.repeat_interleave(repeats, 0), bias.repeat_interleave(repeats, 0)
+    return torch.addcmul(bias, normal, weight).to(x.dtype)

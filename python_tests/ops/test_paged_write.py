@@ -1,0 +1,113 @@
+"""Scatter of keys and values into pages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lumos_engine import ops
+from lumos_engine.testing import poison, strategies, tolerances
+
+BACKENDS = ["reference", "cpu"]
+
+
+@st.composite
+def writes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """(k, v, slots, num_pages, page_size): distinct slots in any order, some pages untouched."""
+    num_pages, page_size = draw(st.integers(1, 5)), draw(st.sampled_from([1, 4, 16]))
+    tokens = draw(st.integers(0, num_pages * page_size))
+    shape = (tokens, draw(st.integers(1, 3)), draw(st.sampled_from(strategies.HEAD_DIMS)))
+    dtype, seed = draw(st.sampled_from(strategies.DTYPES)), draw(st.integers(0, 2**30))
+    k, v = (
+        strategies.in_order(strategies.randn(shape, dtype, seed + i), draw(strategies.memory_orders())) for i in range(2)
+    )
+    slots = torch.randperm(num_pages * page_size, generator=torch.Generator().manual_seed(seed))[:tokens]
+    return k, v, slots, num_pages, page_size
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(case=writes())
+def test_slots_get_their_tokens_and_nothing_else_is_written(case: tuple[Tensor, Tensor, Tensor, int, int], backend: str) -> None:
+    k, v, slots, num_pages, page_size = case
+    pages = [poison.GuardedTensor((num_pages, page_size, *k.shape[1:]), k.dtype) for _ in range(2)]
+    before = [guarded.tensor.clone() for guarded in pages]
+    ops.paged_write(k, v, pages[0].tensor, pages[1].tensor, slots, backend=backend)
+    for guarded, expected, values in zip(pages, before, (k, v), strict=True):
+        expected.flatten(0, 1)[slots] = values
+        tolerances.assert_bitwise_equal(guarded.tensor, expected)
+        guarded.assert_untouched()
+
+
+def test_threads_change_nothing() -> None:
+    k, v = torch.randn(3000, 2, 64), torch.randn(3000, 2, 64)
+    slots = torch.randperm(3200)[:3000]
+    k_pages, v_pages = torch.zeros(50, 64, 2, 64), torch.zeros(50, 64, 2, 64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        ops.paged_write(k, v, k_pages, v_pages, slots)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(k_pages.flatten(0, 1)[slots], k)
+    assert torch.equal(v_pages.flatten(0, 1)[slots], v)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("slot", [-1, 8])
+def test_a_slot_outside_the_pages_is_refused_before_anything_is_written(slot: int, backend: str) -> None:
+    k = torch.ones(3, 1, 32)
+    k_pages, v_pages = torch.zeros(2, 4, 1, 32), torch.zeros(2, 4, 1, 32)
+    with pytest.raises(ValueError, match=rf"{slot}.*the pages hold slots 0\.\.7"):
+        ops.paged_write(k, k, k_pages, v_pages, torch.tensor([0, 1, slot]), backend=backend)
+    assert not k_pages.any()
+    assert not v_pages.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_flows(backend: str) -> None:
+    k = torch.ones(1, 1, 32, requires_grad=True)
+    k_pages = torch.zeros(1, 4, 1, 32)
+    ops.paged_write(k, k, k_pages, k_pages.clone(), torch.tensor([2]), backend=backend)
+    assert not k_pages.requires_grad
+    assert k_pages[0, 2].all()
+
+
+def test_opcheck_and_compile() -> None:
+    k, slots = torch.randn(3, 2, 32), torch.tensor([4, 0, 7])
+
+    def function(k: Tensor, k_pages: Tensor, v_pages: Tensor) -> Tensor:
+        ops.paged_write(k * 2, k, k_pages, v_pages, slots)
+        return k_pages.sum() + v_pages.sum()
+
+    plain, compiled = ([torch.zeros(2, 4, 2, 32) for _ in range(2)] for _ in range(2))
+    expected = function(k, *plain)
+    assert torch.equal(torch.compile(function, fullgraph=True, backend="aot_eager")(k, *compiled), expected)
+    assert torch.equal(compiled[0], plain[0])
+    assert torch.equal(compiled[1], plain[1])
+    torch.library.opcheck(torch.ops.lumos._paged_write.default, (k, k, *plain, slots))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (TypeError, "k has dtype int32", {"k": torch.ones(2, 1, 32, dtype=torch.int32)}),
+        (TypeError, "v has dtype bfloat16; allowed: float32", {"v": torch.ones(2, 1, 32).bfloat16()}),
+        (TypeError, "k_pages has dtype bfloat16; allowed: float32", {"k_pages": torch.zeros(2, 4, 1, 32).bfloat16()}),
+        (ValueError, r"v has shape \(2, 2, 32\); it must be \[2, 1, 32\]", {"v": torch.ones(2, 2, 32)}),
+        (ValueError, r"k_pages has shape \(2, 4, 2, 32\); it must be \[num_pages, page_size, 1, 32\]", {"k_pages": torch.zeros(2, 4, 2, 32)}),
+        (ValueError, r"v_pages has shape \(3, 4, 1, 32\); it must be \[2, 4, 1, 32\]", {"v_pages": torch.zeros(3, 4, 1, 32)}),
+        (ValueError, "k_pages has strides .*; it must be contiguous", {"k_pages": torch.zeros(4, 2, 1, 32).transpose(0, 1)}),
+        (TypeError, "slots has dtype int32; allowed: int64", {"slots": torch.zeros(2, dtype=torch.int32)}),
+        (ValueError, r"slots has shape \(3,\); it must be \[2\]", {"slots": torch.zeros(3, dtype=torch.int64)}),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(error: type[Exception], message: str, changes: dict[str, Tensor]) -> None:
+    arguments = {
+        "k": torch.ones(2, 1, 32), "v": torch.ones(2, 1, 32), "k_pages": torch.zeros(2, 4, 1, 32),
+        "v_pages": torch.zeros(2, 4, 1, 32), "slots": torch.arange(2),
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        ops.paged_write(**{**arguments, **changes})  # type: ignore[arg-type]
