@@ -1,0 +1,81 @@
+// Attention under a SequenceLayout, over packed or paged keys.
+//
+//   out[q] = sum_k p[q, k] v[k],   p[q, :] = softmax over the visible k of scale <q, k>,   lse[q] = log sum_k exp(scale <q, k>)
+//
+// A query that sees nothing gets out = 0, lse = -inf and gradients 0. Keys that a query does not see have no influence on it, even
+// where k or v holds NaN. Heads are grouped: query head h reads key head h / (num_heads / num_kv_heads).
+//
+// Queries and keys are cut into tiles of at most 64 tokens that lie inside one segment of one sequence. Results per token depend on
+// the tiles of its own sequence alone, never on packing, page placement or the number of threads.
+#pragma once
+
+#include <stdint.h>
+
+#include "lumos/dtype.h"
+#include "lumos/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { LUMOS_TILE_TOKENS = 64, LUMOS_MAX_HEAD_DIM = 256 };
+
+// Strides are in elements; the last dimension is contiguous.
+typedef struct lumos_tokens {
+  const void* data;  // [tokens, heads, head_dim]; keys in pages: [pages, page_size, heads, head_dim], page = page_size tokens
+  int64_t stride_token, stride_head;
+  int64_t stride_page;  // keys in pages only
+} lumos_tokens;
+
+// Row of `tiles`: slot_begin, num_tokens, index_begin (in its sequence), sequence.
+typedef struct lumos_tiles {
+  const int32_t* rows;  // [num_tiles, 4]
+  int64_t num_tiles;
+} lumos_tiles;
+
+// For tile i the runs offsets[i] .. offsets[i + 1] - 1 of (first tile, end tile, full); full = every pair visible.
+typedef struct lumos_tile_runs {
+  const int32_t* offsets;  // [tiles + 1]
+  const int32_t* runs;     // [num_runs, 3], increasing within a tile
+  int64_t num_runs;
+} lumos_tile_runs;
+
+typedef struct lumos_attention_params {
+  lumos_dtype dtype;  // of q, k, v, out and the gradients: LUMOS_FLOAT32 or LUMOS_BFLOAT16; sums are float32
+  int64_t num_query_tokens, num_key_tokens;
+  int64_t num_heads, num_kv_heads, head_dim;
+  float scale;
+  lumos_tokens q, k, v;
+  void* out;   // [query tokens, heads, head_dim], contiguous
+  float* lse;  // [query tokens, heads], contiguous, natural logarithm
+
+  const int32_t* intervals;  // [query tokens, 5]: the mask rule, lumos/visibility.h
+  const uint8_t* hidden;     // [key tokens] or NULL: keys hidden as history; packed keys only
+  lumos_tiles query_tiles, key_tiles;
+  lumos_tile_runs rows;  // key tiles of each query tile
+
+  const int32_t* page_table;  // [sequences, max_pages] or NULL: slot s of a sequence lies in page page_table[s / page_size]
+  int64_t num_sequences, max_pages, page_size, num_pages;
+
+  int num_threads;
+} lumos_attention_params;
+
+typedef struct lumos_attention_backward_params {
+  lumos_attention_params forward;  // out and lse are read
+  lumos_tokens grad_out;           // [tokens, heads, head_dim]
+  void* grad_q;                    // [tokens, heads, head_dim], contiguous
+  void* grad_k;                    // [tokens, kv_heads, head_dim], contiguous
+  void* grad_v;                    // [tokens, kv_heads, head_dim], contiguous
+  lumos_tile_runs columns;         // query tiles of each key tile: the transpose of forward.rows
+} lumos_attention_backward_params;
+
+// Packed keys: query and key tiles are the same tiles; page_table is NULL.
+LUMOS_API lumos_status lumos_cpu_block_attention(const lumos_attention_params* params);
+LUMOS_API lumos_status lumos_cpu_block_attention_backward(const lumos_attention_backward_params* params);
+
+// Paged keys: key_tiles hold virtual slots and are sorted by sequence; `rows` is not read.
+LUMOS_API lumos_status lumos_cpu_paged_attention(const lumos_attention_params* params);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,29 @@
+// How attention is cut into items for the thread pool.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace lumos {
+
+// Blocks of consecutive tiles; the tiles of a block share each packed tile of the other side. Any size gives the same bits.
+struct TileBlocks {
+  int64_t num_tiles, block_tiles, num_blocks, num_heads;
+
+  TileBlocks(int64_t tiles, int64_t heads, int64_t max_block_tiles, int num_threads)
+      : num_tiles(tiles), num_heads(heads) {
+    // Small enough that every thread gets a few blocks, large enough to reuse what is packed.
+    constexpr int64_t kItemsPerThread = 4;
+    const int64_t wanted = tiles * heads / (kItemsPerThread * std::max(num_threads, 1));
+    block_tiles = std::clamp<int64_t>(wanted, 1, max_block_tiles);
+    num_blocks = (tiles + block_tiles - 1) / block_tiles;
+  }
+
+  int64_t num_items() const { return num_blocks * num_heads; }
+  int64_t head(int64_t item) const { return item % num_heads; }
+  // The last tiles first: under a causal layout they see the most keys.
+  int64_t begin(int64_t item) const { return (num_blocks - 1 - item / num_heads) * block_tiles; }
+  int64_t end(int64_t item) const { return std::min(begin(item) + block_tiles, num_tiles); }
+};
+
+}  // namespace lumos

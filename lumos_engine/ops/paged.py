@@ -1,0 +1,107 @@
+"""Attention of the tokens of one step against a paged cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _registry as registry
+from .attention import check_head_dim, check_heads
+
+if TYPE_CHECKING:
+    from ..kv_cache import PagedKeys
+    from ..layout import LayoutStep
+
+
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    key_tiles: PagedKeys,
+    step: LayoutStep,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``block_attention`` for the tokens of ``step``, with keys and values in pages.
+
+    Args:
+        q: ``[tokens, heads, head_dim]`` of the step, float32 or bfloat16; head_dim a multiple of 32, at most 256.
+        k_pages, v_pages: ``[pages, page_size, kv_heads, head_dim]``, any strides with a contiguous last dimension.
+        page_table: int32 ``[sequences of the step, max_pages]``: virtual slot v of sequence s lives at slot
+            ``page_table[s, v // page_size] * page_size + v % page_size``. Entries that no key tile reaches may hold anything.
+        key_tiles: the tiles of the keys that the cache holds, sorted by sequence; each lies in one segment. Keys that are hidden as
+            history must have been dropped from the cache: it holds what later queries see.
+        step: ``layout.step(...)``; the keys of its own tokens are in the cache.
+        scale: factor of the scores; default ``1 / sqrt(head_dim)``.
+        backend: ``"reference"`` or ``"cpu"``; default by device.
+
+    Returns:
+        ``out`` like ``q`` and ``lse`` float32 ``[tokens, heads]``; not differentiable on the cpu backend. With every token kept they
+        equal those of ``block_attention`` bit for bit, at any page size and placement.
+
+    Raises:
+        TypeError: wrong dtype. ValueError: shapes that do not agree, or a tile or page outside the table or the pool.
+    """
+    op = "paged_attention"
+    chosen = registry.select_backend(op, q, backend)
+    floats = registry.FLOATS if chosen == "cpu" else (*registry.FLOATS, torch.float16, torch.float64)
+    registry.check_tensor(op, "q", q, dtype=floats, shape=("tokens", "heads", "head_dim"))
+    tokens, heads, head_dim = q.shape
+    check_head_dim(op, head_dim)
+    shape: tuple[int | str, ...] = ("pages", "page_size", "kv_heads", head_dim)
+    registry.check_tensor(op, "k_pages", k_pages, dtype=q.dtype, shape=shape, device=q.device)
+    registry.check_tensor(op, "v_pages", v_pages, dtype=q.dtype, shape=tuple(k_pages.shape), device=q.device)
+    check_heads(op, heads, k_pages.shape[2], v_pages.shape[2])
+    table_shape = (len(step.sequences), "max_pages")
+    registry.check_tensor(op, "page_table", page_table, dtype=torch.int32, shape=table_shape, device=q.device)
+    registry.check_tensor(op, "key_tiles.tiles", key_tiles.tiles, dtype=torch.int32, shape=("tiles", 4))
+    if step.num_tokens != tokens:
+        raise ValueError(f"{op}: step has {step.num_tokens} tokens, q has {tokens}; they must be equal")
+    if chosen == "reference":
+        return registry.reference("paged").paged_attention(
+            q, k_pages, v_pages, page_table, key_tiles, step, scale=scale
+        )
+    factor = head_dim**-0.5 if scale is None else float(scale)
+    return torch.ops.lumos._paged_attention(
+        q, k_pages, v_pages, page_table, key_tiles.tiles, step.intervals, step.tiles, factor
+    )
+
+
+def _paged_attention_cpu(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    key_tiles: Tensor,
+    intervals: Tensor,
+    query_tiles: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    named = (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
+    q, k_pages, v_pages = (registry.rows_contiguous("paged_attention", name, x) for name, x in named)
+    out, lse = _paged_attention_fake(q)
+    integers = (page_table.contiguous(), key_tiles.contiguous(), intervals, query_tiles)
+    registry.extension().paged_attention(
+        *map(registry.view, (q, k_pages, v_pages, *integers)),
+        scale,
+        registry.view(out),
+        registry.view(lse),
+        torch.get_num_threads(),
+    )
+    return out, lse
+
+
+def _paged_attention_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+registry.define(
+    "_paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor key_tiles, Tensor intervals, "
+    "Tensor query_tiles, float scale) -> (Tensor, Tensor)",
+    cpu=_paged_attention_cpu,
+    fake=_paged_attention_fake,
+)
