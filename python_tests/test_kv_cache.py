@@ -24,16 +24,11 @@ segments = st.one_of(
 
 @st.composite
 def layouts(draw: st.DrawFn) -> SequenceLayout:
-    """Block-causal or windowed layouts, some with hidden keys."""
+    """Block-causal or windowed layouts."""
     sequences = draw(st.lists(st.lists(segments, min_size=1, max_size=4), min_size=1, max_size=3))
     if draw(st.booleans()):
-        layout = SequenceLayout.from_segments(sequences)
-    else:
-        layout = SequenceLayout.frame_window(sequences, draw(st.integers(0, 2)), sink_frames=draw(st.integers(0, 1)))
-    if draw(st.integers(0, 3)):
-        return layout
-    hidden = torch.rand(layout.num_tokens, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) < 0.5
-    return layout.with_hidden(hidden)
+        return SequenceLayout.from_segments(sequences)
+    return SequenceLayout.frame_window(sequences, draw(st.integers(0, 2)), sink_frames=draw(st.integers(0, 1)))
 
 
 def random_qkv(layout: SequenceLayout, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -164,12 +159,7 @@ def test_keep_is_checked_before_anything_changes() -> None:
     intervals = layout.intervals.clone()
     intervals[11:, 2] = 7  # the last text ends its history inside the frame
     partial = SequenceLayout.from_intervals([13], intervals, segments=layout.sequences)
-    hiding = layout.with_hidden(torch.arange(13) == 6)
-    for chosen, dropped, message in (
-        (layout, 2, "drops text"),
-        (partial, 6, "sees only a part"),
-        (hiding, 6, "hides keys by itself"),
-    ):
+    for chosen, dropped, message in ((layout, 2, "drops text"), (partial, 6, "sees only a part")):
         cache = make_cache(chosen)
         cache_step = cache.begin(chosen.step([0], [0], [13]))
         with pytest.raises(ValueError, match=message):
@@ -237,6 +227,14 @@ def test_sizes_must_be_positive(name: str) -> None:
     sizes = {"num_layers": 1, "kv_heads": 1, "head_dim": 32, "page_size": 4, "num_pages": 4, name: 0}
     with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
         PagedKVCache(SequenceLayout.from_segments([[Text(3)]]), **sizes)  # type: ignore[arg-type]
+
+
+def test_layouts_and_dtypes_that_a_cache_cannot_hold() -> None:
+    layout = SequenceLayout.from_segments([[Text(3)]])
+    with pytest.raises(ValueError, match="layout has hidden keys"):
+        PagedKVCache(layout.with_hidden(torch.ones(3, dtype=torch.bool)), 1, 1, 32)
+    with pytest.raises(TypeError, match=r"floating-point, got torch\.int32"):
+        PagedKVCache(layout, 1, 1, 32, dtype=torch.int32)
 
 
 def test_a_page_cannot_be_freed_twice() -> None:

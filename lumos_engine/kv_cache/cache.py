@@ -44,13 +44,14 @@ class PagedKVCache:
     never written again. Every segment starts on a fresh page. No gradient flows through a cache.
 
     Args:
-        layout: the whole sequences as they will be in the end.
+        layout: the whole sequences as they will be in the end, without hidden keys: tokens that later queries shall not see
+            are dropped when their frame is committed.
         page_size: tokens of a page. num_pages: in the pool; None is just enough for all of ``layout``.
         dtype: of keys and values.
         key: what made the cache (weights, guidance branch, ...): one string, or named fields; see :meth:`check_key`.
 
     Raises:
-        TypeError: a dtype that is not floating-point. ValueError: a size that is not positive.
+        TypeError: a dtype that is not floating-point. ValueError: a size that is not positive; a layout with hidden keys.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class PagedKVCache:
         for name, size in {**sizes, "num_pages": 1 if num_pages is None else num_pages}.items():
             if size <= 0:
                 raise ValueError(f"{name} must be positive, got {size}")
+        if layout.hidden is not None:
+            raise ValueError("layout has hidden keys: give a cache the layout without them and drop tokens at commit")
         if not dtype.is_floating_point:
             raise TypeError(f"dtype of a cache must be floating-point, got {dtype}")
         self.layout, self.page_size, self.dtype, self.device = layout, page_size, dtype, torch.device(device)
@@ -165,7 +168,7 @@ class PagedKVCache:
         Raises:
             RuntimeError: the step is no longer open.
             ValueError: ``end`` outside the step or inside a frame; ``keep`` of another shape, or dropping text, or frames
-                that a later query sees in part, or tokens of a layout with hidden keys. Nothing has changed then.
+                that a later query sees in part. Nothing has changed then.
         """
         self._require_current(cache_step)
         step = cache_step.step

@@ -26,7 +26,7 @@ def dropped_tokens(
 
     Raises:
         ValueError: ``keep`` of another dtype or shape; dropped tokens that are text, or belong to a frame that a later
-            query sees in part (kept tokens no longer have their own index), or lie in a layout with hidden keys.
+            query sees in part (kept tokens no longer have their own index).
     """
     if keep.dtype != torch.bool or keep.shape != (step.num_tokens,):
         raise ValueError(f"keep must be bool [{step.num_tokens}], got {keep.dtype} {list(keep.shape)}")
@@ -40,8 +40,6 @@ def dropped_tokens(
             part = kept[at : at + max(last - first, 0)]
             if part.all():
                 continue
-            if layout.hidden is not None:
-                raise ValueError("keep drops tokens under a layout that hides keys by itself; use one or the other")
             if not plan.is_frame[row]:
                 raise ValueError(f"keep drops text tokens of sequence {sequence}; only tokens of frames can be dropped")
             _require_whole_visibility(layout, sequence, first, last)
