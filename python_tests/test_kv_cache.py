@@ -72,16 +72,18 @@ def cuts(layout: SequenceLayout, sequence: int) -> list[int]:
     return ends
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("reference", torch.float32), ("cpu", torch.float32), ("cpu", torch.bfloat16)], ids=str
+)
 @given(layout=layouts(), page_size=st.sampled_from([1, 7, 16, 64, 100]), seed=st.integers(0, 2**32))
 def test_any_course_of_steps_equals_recomputation(
-    backend: str, layout: SequenceLayout, page_size: int, seed: int
+    backend: str, dtype: torch.dtype, layout: SequenceLayout, page_size: int, seed: int
 ) -> None:
-    qkv, noise = random_qkv(layout), random_qkv(layout, seed=1)
+    qkv, noise = ([[x.to(dtype) for x in layer] for layer in random_qkv(layout, seed)] for seed in (0, 1))
     random = Random(seed)
     with ops.use_backend(backend):
         expected = [ops.block_attention(q, k, v, layout)[0] for q, k, v in qkv]
-        cache = make_cache(layout, page_size=page_size)
+        cache = make_cache(layout, page_size=page_size, dtype=dtype)
         random.shuffle(cache.pool._free)
         lengths = layout.cu_seqlens.diff().tolist()
         while unfinished := [s for s in range(layout.num_sequences) if cache.committed(s) < lengths[s]]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumos_engine import LumosConfig, LumosModel, SequenceLayout, Vocabulary
+from lumos_engine import LumosConfig, LumosModel, PagedKVCache, SequenceLayout, Vocabulary
+from lumos_engine.kv_cache import CacheStep
 
 RandomModel = Callable[[LumosConfig], LumosModel]
 BASE = LumosConfig(vocab_size=320, hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -65,6 +66,40 @@ def test_bf16_autocast_and_bf16_weights_stay_close(vocabulary: Vocabulary, video
     for other in (cast, half):
         assert not torch.equal(other, exact)
         torch.testing.assert_close(other, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+
+
+def test_cached_steps_equal_the_whole_forward(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
+) -> None:
+    """Prompt and first frame in one call, the frame again alone, then the second: two guidance branches side by side."""
+    model = random_model(BASE)
+    start = int((video_tokens == vocabulary.video_start).nonzero()[0, 0])
+    tokens = torch.cat((video_tokens, video_tokens[start:]))
+    layout = SequenceLayout.from_tokens(tokens, vocabulary, lengths=[len(video_tokens), len(video_tokens) - start])
+    cache = PagedKVCache(layout, BASE.num_hidden_layers, BASE.num_key_value_heads, BASE.head_dim, page_size=8)
+    first = start + 3  # where the first frame begins in the longer sequence; a frame has 40 tokens
+
+    def run(begin: int, end: int) -> tuple[CacheStep, Tensor]:
+        """Tokens begin..end of the longer sequence, and those that correspond to them in the shorter one."""
+        step = layout.step([0, 1], [begin, max(begin - start, 0)], [end, end - start])
+        cache_step = cache.begin(step)
+        hidden = model.hidden_states(tokens[step.slots_in_layout], step, cache=cache, cache_step=cache_step)
+        torch.testing.assert_close(hidden, whole[step.slots_in_layout], rtol=1e-5, atol=1e-5)
+        return cache_step, hidden
+
+    with torch.no_grad():
+        whole = model.hidden_states(tokens, layout)
+        cache.commit(run(0, first + 40)[0], end=[first, 3])
+        cache.commit(run(first, first + 40)[0])
+        cache.commit(run(first + 40, first + 80)[0])
+    with pytest.raises(ValueError, match="cache and cache_step must be given together"):
+        model.hidden_states(tokens, layout, cache=cache)
+    with pytest.raises(ValueError, match="a LayoutStep needs a cache"):
+        model.hidden_states(tokens[:3], layout.step([0], [0], [3]))
+    step = layout.step([0], [first + 80], [len(video_tokens)])
+    again = layout.step([0], [first + 80], [len(video_tokens)])
+    with pytest.raises(ValueError, match="begun with another step"):
+        model.hidden_states(tokens[step.slots_in_layout], again, cache=cache, cache_step=cache.begin(step))
 
 
 def test_tied_head_is_one_parameter() -> None:
