@@ -94,6 +94,8 @@ class LumosModel(nn.Module):
         self._check(tokens, layout, cache, cache_step)
         x = self.model.embed_tokens(tokens)
         self._inv_freq = self._inv_freq.to(tokens.device)
+        if not isinstance(layout, LayoutStep):
+            layout.schedule()  # built and kept here, so that a compiled block finds it and need not trace how it is made
         context = AttentionContext(
             layout.positions,
             self._inv_freq,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from lumos_engine import LumosConfig, LumosModel, PagedKVCache, SequenceLayout, Vocabulary
@@ -52,6 +53,31 @@ def test_gradient_checkpointing_changes_no_gradient(
         model(video_tokens, layout).square().mean().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the tracer looks at every input
+@pytest.mark.parametrize("autocast", [False, True])
+def test_blocks_compile_whole_and_for_every_length(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor, autocast: bool
+) -> None:
+    """Each block is one graph, and sequences of other lengths do not need another one; results are those of eager mode."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled, eager = random_model(BASE), random_model(BASE)
+    for block in compiled.model.layers:
+        block.compile(backend="aot_eager", fullgraph=True, dynamic=True)
+    for cut in (0, 2, 5):
+        tokens = video_tokens[cut:]
+        results = []
+        for model in (compiled, eager):
+            model.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                loss = model(tokens, SequenceLayout.from_tokens(tokens, vocabulary)).logsumexp(-1).mean()
+            loss.backward()
+            results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_bf16_autocast_and_bf16_weights_stay_close(vocabulary: Vocabulary, video_tokens: Tensor) -> None:
