@@ -93,9 +93,9 @@ void grad_q_block(const lumos_attention_backward_params& b, int64_t kv_head, int
   for (int64_t j = 0; (j = next_tile(cursors, num_tiles, j)) >= 0; ++j) {
     const Tile keys = tile_at(p.key_tiles, j);
     pack_keys<T>(p, p.k, keys, kv_head, head_dim, k);
-    transpose(k, head_dim, k_columns);
+    transpose(k, keys.num_tokens, head_dim, k_columns);
     pack_keys<T>(p, p.v, keys, kv_head, head_dim, v);
-    transpose(v, head_dim, v_columns);
+    transpose(v, keys.num_tokens, head_dim, v_columns);
     for (int64_t i = 0; i < num_tiles; ++i) {
       if (!cursors[i].meets(j)) continue;
       const Tile queries = tile_at(p.query_tiles, begin + i);
@@ -108,11 +108,11 @@ void grad_q_block(const lumos_attention_backward_params& b, int64_t kv_head, int
           const int rows = queries.num_tokens - r < kRows ? queries.num_tokens - r : kRows;
           const int64_t row = state * kTileTokens + r;
           alignas(64) float weights[kRows * kTileTokens], slopes[kRows * kTileTokens];
-          tile_scores(rows, q + row * head_dim, k_columns, head_dim, kTileTokens, weights);
-          tile_scores(rows, grad_out + row * head_dim, v_columns, head_dim, kTileTokens, slopes);
+          tile_scores(rows, q + row * head_dim, k_columns, head_dim, keys.num_tokens, weights);
+          tile_scores(rows, grad_out + row * head_dim, v_columns, head_dim, keys.num_tokens, slopes);
           for (int r0 = 0; r0 < rows; ++r0) {
             const uint64_t seen = mask.whole ? 0 : mask.rows[r + r0];
-            for (int t = 0; t < kTileTokens; t += kLanes) {
+            for (int t = 0; t < keys.num_tokens; t += kLanes) {
               softmax_slope(weights + r0 * kTileTokens + t, slopes + r0 * kTileTokens + t, broadcast(lse2[row + r0]),
                             broadcast(row_delta[row + r0]), seen >> t, mask.whole);
             }
@@ -165,9 +165,9 @@ void grad_kv_block(const lumos_attention_backward_params& b, int64_t kv_head, in
     for (int64_t h = 0; h < group; ++h) {
       const int64_t head = kv_head * group + h;
       pack_queries<T>(p.q, queries, head, static_cast<float>(p.scale * kLog2E), head_dim, q);
-      transpose(q, head_dim, q_columns);
+      transpose(q, queries.num_tokens, head_dim, q_columns);
       pack_queries<T>(b.grad_out, queries, head, 1.0f, head_dim, grad_out);
-      transpose(grad_out, head_dim, grad_out_columns);
+      transpose(grad_out, queries.num_tokens, head_dim, grad_out_columns);
       pack_rows_state(p, delta, queries, head, lse2, column_delta);
       for (int64_t i = 0; i < num_tiles; ++i) {
         if (!cursors[i].meets(j)) continue;
@@ -181,11 +181,11 @@ void grad_kv_block(const lumos_attention_backward_params& b, int64_t kv_head, in
           const int rows = keys.num_tokens - r < kRows ? keys.num_tokens - r : kRows;
           const int64_t row = i * kTileTokens + r;
           alignas(64) float weights[kRows * kTileTokens], slopes[kRows * kTileTokens];
-          tile_scores(rows, k + row * head_dim, q_columns, head_dim, kTileTokens, weights);
-          tile_scores(rows, v + row * head_dim, grad_out_columns, head_dim, kTileTokens, slopes);
+          tile_scores(rows, k + row * head_dim, q_columns, head_dim, queries.num_tokens, weights);
+          tile_scores(rows, v + row * head_dim, grad_out_columns, head_dim, queries.num_tokens, slopes);
           for (int r0 = 0; r0 < rows; ++r0) {
             const uint64_t seen = mask.whole ? 0 : mask.rows[r + r0];
-            for (int t = 0; t < kTileTokens; t += kLanes) {
+            for (int t = 0; t < queries.num_tokens; t += kLanes) {
               softmax_slope(weights + r0 * kTileTokens + t, slopes + r0 * kTileTokens + t, load(lse2 + t),
                             load(column_delta + t), seen >> t, mask.whole);
             }

@@ -11,21 +11,19 @@
 namespace lumos::LUMOS_ISA {
 namespace {
 
-constexpr int kTileVectors = kTileTokens / kLanes;
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// One row of scores becomes weights 2^(score - maximum), 0 where not seen; its sums are rescaled when the maximum rises.
+// One row of scores becomes weights 2^(score - maximum), 0 where not seen; its sums are rescaled when the maximum rises. The columns
+// behind the first `Vectors` vectors are not seen and left alone.
+template <int Vectors>
 LUMOS_INLINE void softmax_row(float* scores, uint64_t seen, bool whole, int head_dim, float* maximum, float* sum, float* acc) {
-  vec x[kTileVectors];
-  if (whole) {
-    for (int j = 0; j < kTileVectors; ++j) x[j] = load(scores + j * kLanes);
-  } else {
-    for (int j = 0; j < kTileVectors; ++j) {
-      x[j] = select(seen >> (j * kLanes), load(scores + j * kLanes), broadcast(-INFINITY));
-    }
+  vec x[Vectors];
+  for (int j = 0; j < Vectors; ++j) {
+    x[j] = load(scores + j * kLanes);
+    if (!whole) x[j] = select(seen >> (j * kLanes), x[j], broadcast(-INFINITY));
   }
   vec top = x[0];
-  for (int j = 1; j < kTileVectors; ++j) top = max(x[j], top);
+  for (int j = 1; j < Vectors; ++j) top = max(x[j], top);
   const float tile_maximum = horizontal_max(top);
   if (tile_maximum > *maximum) {
     float factor[kLanes];
@@ -35,7 +33,7 @@ LUMOS_INLINE void softmax_row(float* scores, uint64_t seen, bool whole, int head
     *maximum = tile_maximum;
   }
   vec total{};
-  for (int j = 0; j < kTileVectors; ++j) {
+  for (int j = 0; j < Vectors; ++j) {
     x[j] = exp2(x[j] - *maximum);
     if (!whole) x[j] = select(seen >> (j * kLanes), x[j], vec{});
     store(scores + j * kLanes, x[j]);
@@ -79,7 +77,7 @@ class ForwardBlock {
     for (int64_t j = 0; (j = next_tile(cursors, num_tiles_, j)) >= 0; ++j) {
       const Tile keys = tile_at(p_.key_tiles, j);
       pack_keys<T>(p_, p_.k, keys, kv_head_, head_dim_, rows_);
-      transpose(rows_, head_dim_, k_);
+      transpose(rows_, keys.num_tokens, head_dim_, k_);
       pack_keys<T>(p_, p_.v, keys, kv_head_, head_dim_, v_);
       for (int64_t i = 0; i < num_tiles_; ++i) {
         if (!cursors[i].meets(j)) continue;
@@ -110,8 +108,14 @@ class ForwardBlock {
           for (int t = 0; t < kTileTokens; t += kLanes) store(row + t, vec{});
           continue;
         }
-        softmax_row(row, mask.whole ? 0 : mask.rows[r + i], mask.whole, head_dim_, &maximum_[state * kTileTokens + r + i],
-                    &sum_[state * kTileTokens + r + i], acc + (r + i) * head_dim_);
+        const uint64_t seen = mask.whole ? 0 : mask.rows[r + i];
+        float* maximum = &maximum_[state * kTileTokens + r + i];
+        float* sum = &sum_[state * kTileTokens + r + i];
+        if (keys.num_tokens <= kTileTokens / 4) {
+          softmax_row<kTileTokens / 4 / kLanes>(row, seen, mask.whole, head_dim_, maximum, sum, acc + (r + i) * head_dim_);
+        } else {
+          softmax_row<kTileTokens / kLanes>(row, seen, mask.whole, head_dim_, maximum, sum, acc + (r + i) * head_dim_);
+        }
       }
       if (skip) {
         tile_accumulate_masked(rows, mask.rows + r, scores, v_, head_dim_, acc + r * head_dim_);

@@ -60,10 +60,12 @@ void pack_keys(const lumos_attention_params& p, const lumos_tokens& tokens, cons
   zero_rows(rows, tile.num_tokens, head_dim);
 }
 
-// columns[d, t] = rows[t, d];  rows [64, head_dim], columns [head_dim, 64]. Blocks of 4 x 4, by shuffles.
-static inline void transpose(const float* rows, int head_dim, float* columns) {
+// columns[d, t] = rows[t, d] for the first num_tokens t, rounded up to whole vectors;  rows [64, head_dim], columns [head_dim, 64].
+// Blocks of 4 x 4, by shuffles.
+static inline void transpose(const float* rows, int num_tokens, int head_dim, float* columns) {
   typedef float quad __attribute__((vector_size(16)));
-  for (int t = 0; t < kTileTokens; t += 4) {
+  const int end = (num_tokens + kLanes - 1) / kLanes * kLanes;
+  for (int t = 0; t < end; t += 4) {
     for (int d = 0; d < head_dim; d += 4) {
       quad x[4];
       for (int i = 0; i < 4; ++i) std::memcpy(&x[i], rows + (t + i) * head_dim + d, sizeof(quad));

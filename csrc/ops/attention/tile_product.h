@@ -13,21 +13,32 @@ constexpr int kTileTokens = LUMOS_TILE_TOKENS;
 constexpr int kRows = 6;  // rows of a block: kRows * kColumns sums, kColumns operands and a broadcast fit the registers
 constexpr int kColumns = kLanes == 16 ? 4 : 2;
 
+template <int R, int C>
+LUMOS_INLINE void tile_scores_columns(const float* a, const float* b, int head_dim, int c, float* scores) {
+  vec sum[R][C] = {};
+  for (int d = 0; d < head_dim; ++d) {
+    vec right[C];
+    for (int j = 0; j < C; ++j) right[j] = load(b + d * kTileTokens + c + j * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const vec left = broadcast(a[r * head_dim + d]);
+      for (int j = 0; j < C; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < C; ++j) store(scores + r * kTileTokens + c + j * kLanes, sum[r][j]);
+  }
+}
+
 // scores[r, c] = sum_d a[r, d] b[d, c];  a [R, head_dim], b [head_dim, 64], scores [R, 64], columns [0, num_columns) rounded up.
 template <int R>
 LUMOS_INLINE void tile_scores_rows(const float* a, const float* b, int head_dim, int num_columns, float* scores) {
   for (int c = 0; c < num_columns; c += kColumns * kLanes) {
-    vec sum[R][kColumns] = {};
-    for (int d = 0; d < head_dim; ++d) {
-      vec right[kColumns];
-      for (int j = 0; j < kColumns; ++j) right[j] = load(b + d * kTileTokens + c + j * kLanes);
-      for (int r = 0; r < R; ++r) {
-        const vec left = broadcast(a[r * head_dim + d]);
-        for (int j = 0; j < kColumns; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < kColumns; ++j) store(scores + r * kTileTokens + c + j * kLanes, sum[r][j]);
+    if (num_columns - c <= kLanes) {
+      tile_scores_columns<R, 1>(a, b, head_dim, c, scores);
+    } else if (num_columns - c <= 2 * kLanes) {
+      tile_scores_columns<R, 2>(a, b, head_dim, c, scores);
+    } else {
+      tile_scores_columns<R, kColumns>(a, b, head_dim, c, scores);
     }
   }
 }
