@@ -1,7 +1,8 @@
 """Counter-based noise: every number is a function of (seed, sample, frame, step, token) and the stream that asks.
 
-The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), in 64-bit integer arithmetic, so
-its bits are equal on every device, in every batch and in any order of calls. Token i takes word ``i % 4`` of the block with
+The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), in 64-bit
+integer arithmetic, so its bits are equal on every device, in every batch and in any order of calls. Token i takes
+word ``i % 4`` of the block with
 
     counter = (i // 4, sample, frame, stream * 2^24 + step)        key = (seed mod 2^32, seed div 2^32)
 """
@@ -20,9 +21,9 @@ _WORD = 0xFFFFFFFF
 
 
 def philox4x32(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 of four counter words and two key words, each int64 holding 32 bits (or an int); the words broadcast.
+    """Philox4x32-10 of four counter and two key words, ints or int64 tensors of 32 bits each; the words broadcast.
 
-    Returns four int64 tensors holding 32 bits each.
+    Returns four int64 tensors of 32 bits each.
     """
     c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*(torch.as_tensor(w, dtype=torch.int64) for w in (*counter, *key)))
     for _ in range(_ROUNDS):
@@ -36,7 +37,7 @@ def philox4x32(counter: tuple[Tensor | int, ...], key: tuple[Tensor | int, Tenso
 def philox_uniform(
     seed: int | Sequence[int], sample: int | Sequence[int], frame: int, step: int, num: int, stream: int = 0
 ) -> Tensor:
-    """Uniform numbers in [0, 1), multiples of 2^-24, fp32 [num]; [samples, num] where ``seed`` or ``sample`` lists several.
+    """Uniform numbers k 2^-24 in [0, 1), fp32 [num]; [samples, num] where ``seed`` or ``sample`` lists several.
 
     Args:
         seed: 0 .. 2^64-1. sample: number of the sample, 0 .. 2^32-1. frame: 0 .. 2^32-1. step: 0 .. 2^24-1.

@@ -42,7 +42,9 @@ def by_hand(seed: int, sample: int, frame: int, step: int, token: int, stream: i
     st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**24 - 1),
     st.integers(1, 40), st.integers(0, 255),
 )  # fmt: skip
-def test_every_number_is_a_function_of_its_coordinates(seed: int, sample: int, frame: int, step: int, num: int, stream: int) -> None:
+def test_every_number_is_a_function_of_its_coordinates(
+    seed: int, sample: int, frame: int, step: int, num: int, stream: int
+) -> None:
     numbers = philox_uniform(seed, sample, frame, step, num, stream)
     assert numbers.dtype == torch.float32
     assert numbers.tolist() == [by_hand(seed, sample, frame, step, token, stream) for token in range(num)]
@@ -64,7 +66,12 @@ def test_a_longer_draw_begins_with_the_shorter_one() -> None:
 
 def test_uniforms_are_uniform_and_streams_independent() -> None:
     n = 2**16
-    draws = torch.stack([philox_uniform(9, 0, frame, step, n, stream) for frame, step, stream in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))])
+    draws = torch.stack(
+        [
+            philox_uniform(9, 0, frame, step, n, stream)
+            for frame, step, stream in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+        ]
+    )
     assert (draws >= 0).all()
     assert (draws < 1).all()
     counts = torch.stack([draw.histc(64, 0, 1) for draw in draws])

@@ -126,7 +126,9 @@ def test_merge_of_nothing_is_nothing() -> None:
 
 
 @given(strategies.attention_inputs(small_layouts()))
-def test_lower_precision_is_computed_in_fp32_and_rounded_once(inputs: tuple[SequenceLayout, Tensor, Tensor, Tensor]) -> None:
+def test_lower_precision_is_computed_in_fp32_and_rounded_once(
+    inputs: tuple[SequenceLayout, Tensor, Tensor, Tensor],
+) -> None:
     layout, q, k, v = inputs
     with poison.poisoned_outputs():
         actual = block_attention(q, k, v, layout)

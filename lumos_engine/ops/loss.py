@@ -19,23 +19,26 @@ def masked_linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of ``softmax(hidden[rows] @ weight.T)`` against ``targets``: the AR-DF loss on masked codes.
 
-    Logits exist for one chunk of rows at a time and are computed again in the backward (kept, if all rows are one chunk). Matrix products run in
-    the dtype of the inputs, or that of autocast where it is on; softmax, loss and the sums of the gradients in fp32 at least.
-    Both backends are the torch implementation of ``lumos_engine.reference``.
+    Logits exist for one chunk of rows at a time and are computed again in the backward (kept, if all rows are one
+    chunk). Matrix products run in the dtype of the inputs, or that of autocast where it is on; softmax, loss and the
+    sums of the gradients in fp32 at least. Both backends are the torch implementation of ``lumos_engine.reference``.
 
     Args:
         hidden: ``[tokens, width]``, float32 or bfloat16 or float64; only ``rows`` of it are read.
-        weight: ``[columns, width]``, the rows of the head that belong to the visual codes; of the dtype of ``hidden`` unless autocast is on.
+        weight: ``[columns, width]``, the rows of the head that belong to the visual codes; of the dtype of
+            ``hidden`` unless autocast is on.
         targets: int64 ``[n]`` in 0 .. columns - 1.
         rows: int64 ``[n]``, indices of tokens; one may occur several times.
         chunk_rows: rows of a chunk; default as many as have 64 MiB of fp32 logits.
         backend: ``"reference"`` or ``"cpu"``; default by device.
 
     Returns:
-        The mean over ``rows`` (0 for no rows) and the loss of each row, ``[n]``; fp32, or fp64 for fp64 inputs. Both are differentiable once.
+        The mean over ``rows`` (0 for no rows) and the loss of each row, ``[n]``; fp32, or fp64 for fp64 inputs. Both
+        are differentiable once.
 
     Raises:
-        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, ``chunk_rows`` below 1, a target or row out of range.
+        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, ``chunk_rows`` below 1, a target or
+        row out of range.
     """
     op = "masked_linear_cross_entropy"
     floats = (*registry.FLOATS, torch.float64)

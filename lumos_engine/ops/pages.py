@@ -14,15 +14,16 @@ def paged_write(
     """Copy token i of ``k`` and ``v`` to slot ``slots[i]`` of the pages, in place. No gradient flows through the pages.
 
     Args:
-        k, v: ``[tokens, kv_heads, head_dim]``, float32 or bfloat16 (the reference: float64 too). Any token and head strides; a last dimension
-            that is not contiguous costs a copy.
-        k_pages, v_pages: ``[num_pages, page_size, kv_heads, head_dim]``, contiguous, of the dtype of ``k``; must not require a gradient.
+        k, v: ``[tokens, kv_heads, head_dim]``, float32 or bfloat16 (the reference: float64 too). Any token and head
+            strides; a last dimension that is not contiguous costs a copy.
+        k_pages, v_pages: ``[num_pages, page_size, kv_heads, head_dim]``, contiguous, of the dtype of ``k``; must not
+            require a gradient.
         slots: int64 ``[tokens]``, each ``page * page_size + offset`` and none twice.
         backend: ``"reference"`` or ``"cpu"``; default by device.
 
     Raises:
-        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, pages that are not contiguous, or a slot outside the
-            pages; nothing has been written then.
+        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, pages that are not contiguous, or a
+        slot outside the pages; nothing has been written then.
     """
     op = "paged_write"
     floats = (*registry.FLOATS, torch.float64)

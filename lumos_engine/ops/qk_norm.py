@@ -24,13 +24,14 @@ def qk_norm_mm_rope(
     parity: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm over head_dim of each head of ``q`` and ``k``, then ``mm_rope``. Differentiable in q, k, weights and biases.
+    """LayerNorm over head_dim of each head of ``q`` and ``k``, then ``mm_rope``. Differentiable in all six.
 
     The cpu backend composes torch's LayerNorm, in the dtype of ``q``, with the C++ rotation.
 
     Args:
         q: ``[tokens, heads, head_dim]``. k: ``[tokens, kv_heads, head_dim]``, the same dtype. As ``x`` of ``mm_rope``.
-        q_weight, q_bias, k_weight, k_bias: ``[rows, head_dim]``, floating-point; head j uses row ``j // (heads // rows)``.
+        q_weight, q_bias, k_weight, k_bias: ``[rows, head_dim]``, floating-point; head j uses row ``j // (heads //
+            rows)``.
         positions, inv_freq, parity: as in ``mm_rope``.
         eps: added to the variance.
         backend: ``"reference"`` or ``"cpu"``; default by device.

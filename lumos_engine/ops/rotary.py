@@ -25,7 +25,7 @@ def _inverse_frequencies(head_dim: int, theta: float) -> Tensor:
 
 
 def inverse_frequencies(head_dim: int, theta: float = 10000.0) -> Tensor:
-    """``theta ** (-2 f / head_dim)`` for f = 0 .. head_dim/2 - 1: fp32 ``[head_dim / 2]`` on the CPU, a copy of its own.
+    """``theta ** (-2 f / head_dim)`` for f = 0 .. head_dim/2 - 1: fp32 ``[head_dim / 2]`` on the CPU, a fresh copy.
 
     Raises:
         ValueError: ``head_dim`` not a positive multiple of 32, or ``theta`` not positive and finite.
@@ -48,13 +48,13 @@ def mm_rope(
 ) -> Tensor:
     """Rotate queries or keys by their (t, h, w) positions (arXiv 2507.08801, section 3.2).
 
-    Channels c and c + head_dim/2 form a pair, turned by the angle ``position * inv_freq[c]``. Frequency index c uses, by c mod 16, the axis
-    ``t t t t h h w w h h w w h h w w``. The angle is the fp32 product; its cosine and sine are accurate over the whole int32 range
-    that fp32 represents exactly (2^24). Text is the case t = h = w.
+    Channels c and c + head_dim/2 form a pair, turned by the angle ``position * inv_freq[c]``. Frequency index c
+    uses, by c mod 16, the axis ``t t t t h h w w h h w w h h w w``. The angle is the fp32 product; its cosine and
+    sine are accurate over the whole int32 range that fp32 represents exactly (2^24). Text is the case t = h = w.
 
     Args:
-        x: ``[tokens, heads, head_dim]``, float32 or bfloat16 (the reference: float64 too); head_dim a multiple of 32. Any token and head
-            strides; a last dimension that is not contiguous costs a copy.
+        x: ``[tokens, heads, head_dim]``, float32 or bfloat16 (the reference: float64 too); head_dim a multiple of
+            32. Any token and head strides; a last dimension that is not contiguous costs a copy.
         positions: int32 ``[tokens, 3]``.
         inv_freq: float32 ``[head_dim / 2]``; default ``inverse_frequencies(head_dim)``.
         inverse: rotate by the negative angle, which undoes the rotation and is its gradient.
@@ -66,7 +66,8 @@ def mm_rope(
         The rotated tensor: contiguous and like ``x``, or ``x`` itself if ``inplace``.
 
     Raises:
-        TypeError: wrong dtype. ValueError: wrong shape or device, or ``inplace`` on an ``x`` whose last dimension is not contiguous.
+        TypeError: wrong dtype. ValueError: wrong shape or device, or ``inplace`` on an ``x`` whose last dimension is
+        not contiguous.
         RuntimeError: ``inplace`` while a gradient is asked for.
     """
     op = "mm_rope"

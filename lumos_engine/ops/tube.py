@@ -26,14 +26,15 @@ def tube_mask(
 ) -> tuple[Tensor, Tensor]:
     """Mask a part of the content of every frame: the corruption of AR-DF training (arXiv 2507.08801, section 3.3).
 
-    What ``TubePattern.from_uniforms(...).apply(...)`` does for one sequence, for all packed sequences at once and with equal results. In a
-    teacher-forcing layout the clean copies stay as they are.
+    What ``TubePattern.from_uniforms(...).apply(...)`` does for one sequence, for all packed sequences at once and
+    with equal results. In a teacher-forcing layout the clean copies stay as they are.
 
     Args:
         tokens: int64 ``[tokens]``.
         layout: every sequence holds frames, all of one size.
-        u, rank_uniforms: float32 in [0, 1), the numbers that ``TubePattern.from_uniforms`` takes for each sequence, flat, one sequence after
-            the other. With mode "tube" ``u`` is ``[sequences]`` and ``rank_uniforms`` ``[sum of content tokens of a frame]``.
+        u, rank_uniforms: float32 in [0, 1), the numbers that ``TubePattern.from_uniforms`` takes for each sequence,
+            flat, one sequence after the other. With mode "tube" ``u`` is ``[sequences]`` and ``rank_uniforms``
+            ``[sum of content tokens of a frame]``.
         mask_id: replaces the masked tokens.
         mode: "tube", "random", "diffusion_forcing" or "tube_decay".
         min_ratio: least share of masked positions.
@@ -43,8 +44,8 @@ def tube_mask(
         The masked tokens int64 ``[tokens]`` and the mask bool ``[tokens]``.
 
     Raises:
-        TypeError: wrong dtype. ValueError: wrong shape or device, unknown mode, uniforms outside [0, 1), or a sequence without frames or with frames of
-            different sizes.
+        TypeError: wrong dtype. ValueError: wrong shape or device, unknown mode, uniforms outside [0, 1), or a
+        sequence without frames or with frames of different sizes.
     """
     op = "tube_mask"
     registry.check_tensor(op, "tokens", tokens, dtype=torch.int64, shape=(layout.num_tokens,))
@@ -66,9 +67,10 @@ def _plan(layout: SequenceLayout, mode: str) -> tuple[Tensor, Tensor, list[tuple
     """Where ranks and frames lie.
 
     Returns:
-        int64 ``[draws + 1]``, where each independent draw of ranks begins in the flat uniforms; int64 ``[frames, 3]``: first packed slot of the
-        content, number of content tokens, place in the flat uniforms of the rank of the first one; (positions ranked together, frames) of each
-        sequence; how many ratios and how many ranks are needed in all.
+        int64 ``[draws + 1]``, where each independent draw of ranks begins in the flat uniforms; int64 ``[frames,
+        3]``: first packed slot of the content, number of content tokens, place in the flat uniforms of the rank of
+        the first one; (positions ranked together, frames) of each sequence; how many ratios and how many ranks are
+        needed in all.
     """
     from ..layout import Frame
     from ..tubes import MODES

@@ -25,13 +25,15 @@ def unmask_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose an id for every unknown token of a frame, and which of them stay masked for another step (MaskGIT's rule).
 
-    Logits are guided, ``l = g (c - u) + u``; ``p = softmax(l / sampling_temperature)`` in fp32. A token's id is the given one, else the first
-    class whose cumulative probability exceeds its uniform, else (sampling_temperature 0) the most likely one, with p at temperature 1. Its score is
-    ``log(max(p[id], 1e-20)) + temperature * gumbel``. With the scores of a sample sorted in ascending order and ``m = max(1,
-    min(num_masked, unknown - 1))``, tokens whose score lies below score number m stay masked: m of them unless scores are equal.
+    Logits are guided, ``l = g (c - u) + u``; ``p = softmax(l / sampling_temperature)`` in fp32. A token's id is the
+    given one, else the first class whose cumulative probability exceeds its uniform, else (sampling_temperature 0)
+    the most likely one, with p at temperature 1. Its score is ``log(max(p[id], 1e-20)) + temperature * gumbel``.
+    With the scores of a sample sorted in ascending order and ``m = max(1, min(num_masked, unknown - 1))``, tokens
+    whose score lies below score number m stay masked: m of them unless scores are equal.
 
-    Only rows that are still unknown need be passed. Samples may have different numbers of them: fill up the shorter ones with known rows, which
-    are not changed, never masked and do not count. Both backends are the torch implementation of ``lumos_engine.reference``.
+    Only rows that are still unknown need be passed. Samples may have different numbers of them: fill up the shorter
+    ones with known rows, which are not changed, never masked and do not count. Both backends are the torch
+    implementation of ``lumos_engine.reference``.
 
     Args:
         cond_logits: ``[samples, rows, classes]``, floating-point, with the prompt.
@@ -42,17 +44,19 @@ def unmask_step(
         sampling_temperature: >= 0.
         temperature: scale of the Gumbel noise, >= 0.
         num_masked: how many tokens shall stay masked: an int, or int64 ``[samples]``.
-        uniforms: fp32 ``[samples, rows]`` in [0, 1). sampled_ids: int64 ``[samples, rows]`` in 0 .. classes - 1; not read where known.
+        uniforms: fp32 ``[samples, rows]`` in [0, 1). sampled_ids: int64 ``[samples, rows]`` in 0 .. classes - 1; not
+            read where known.
         gumbel: fp32 ``[samples, rows]``; needed unless ``temperature`` is 0.
         backend: ``"reference"`` or ``"cpu"``; default by device.
 
     Returns:
-        ids int64 ``[samples, rows]``, known ones kept; confidence fp32, p of the id, for known tokens the largest finite number; masked bool, the
-        tokens to be masked again. In the last step of a frame the caller ignores ``masked``.
+        ids int64 ``[samples, rows]``, known ones kept; confidence fp32, p of the id, for known tokens the largest
+        finite number; masked bool, the tokens to be masked again. In the last step of a frame the caller ignores
+        ``masked``.
 
     Raises:
-        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, a negative temperature, missing uniforms or Gumbel noise,
-            an id out of range.
+        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, a negative temperature, missing
+        uniforms or Gumbel noise, an id out of range.
     """
     op = "unmask_step"
     floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -77,7 +81,9 @@ def unmask_step(
         if not value >= 0:
             raise ValueError(f"{op}: {name} is {value}; it must be at least 0")
     if sampled_ids is None and uniforms is None and sampling_temperature > 0:
-        raise ValueError(f"{op}: sampling_temperature is {sampling_temperature}; give uniforms or sampled_ids, or make it 0")
+        raise ValueError(
+            f"{op}: sampling_temperature is {sampling_temperature}; give uniforms or sampled_ids, or make it 0"
+        )
     if gumbel is None and temperature > 0:
         raise ValueError(f"{op}: temperature is {temperature}; give gumbel, or make it 0")
     if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Softmax attention of q [queries, heads, head_dim] to k and v [keys, kv_heads, head_dim] where ``mask`` [queries, keys].
+    """Softmax attention of q [queries, heads, head_dim] to k, v [keys, kv_heads, head_dim] under mask [queries, keys].
 
-    A query that sees nothing gets 0 and -inf. Keys that hold NaN or infinity have no influence on queries that do not see them;
-    those that do get NaN, and no gradient.
+    A query that sees nothing gets 0 and -inf. Keys that hold NaN or infinity have no influence on queries that do
+    not see them; those that do get NaN, and no gradient.
     """
     out_dtype = q.dtype
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -33,8 +33,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -
     grouped = q.unflatten(1, (kv_heads, heads // kv_heads))
     scores = torch.einsum("qhgd,khd->qhgk", grouped, k) * (head_dim**-0.5 if scale is None else scale)
     scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
-    # The reduction needs a key: a layout of this form may give a query none at all.
-    top = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
+    # One more key that nobody sees: a maximum needs at least one, and a step may have none.
+    padded = torch.nn.functional.pad(scores.detach(), (0, 1), value=-torch.inf)
+    top = padded.amax(-1, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0.0)
     weights = (scores - top).exp()
     total = weights.sum(-1, keepdim=True)

@@ -18,7 +18,7 @@ def default_chunk_rows(columns: int) -> int:
 
 
 class _MaskedLinearCrossEntropy(torch.autograd.Function):
-    """Per-row losses. The backward computes the logits again, chunk by chunk; only where all rows are one chunk are they kept."""
+    """Per-row losses. The backward computes the logits of each chunk again; those of a single chunk are kept."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, chunk_rows: int) -> Tensor:

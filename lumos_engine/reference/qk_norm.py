@@ -9,7 +9,8 @@ from .rotary import mm_rope
 
 
 def head_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension of x [tokens, heads, head_dim]; head j uses row j // (heads / rows) of weight and bias [rows, head_dim].
+    """LayerNorm over the last dimension of x [tokens, heads, head_dim]; head j uses row j // (heads / rows) of
+    weight and bias [rows, head_dim].
 
     Computed in fp32 at least, rounded once.
     """

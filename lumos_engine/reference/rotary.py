@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 AXES = (0, 0, 0, 0, 1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2)
-"""Axis (0 = t, 1 = h, 2 = w) of frequency index f, by f mod 16: time, height and width share the frequencies 2 : 3 : 3."""
+"""Axis (0 = t, 1 = h, 2 = w) of frequency index f, by f mod 16: time, height and width get 2 : 3 : 3."""
 
 
 def inverse_frequencies(head_dim: int, theta: float = 10000.0) -> Tensor:

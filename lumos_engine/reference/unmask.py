@@ -46,6 +46,7 @@ def unmask_step(
 
     score = confidence.clamp(min=1e-20).log()
     if temperature > 0:
+        assert gumbel is not None, "the caller checks it"
         score = score + temperature * gumbel
     score = score.masked_fill(known, torch.inf)
     num_unknown = (~known).sum(-1)
@@ -57,10 +58,10 @@ def unmask_step(
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """First class whose cumulative probability exceeds the uniform of its row; [rows, classes] and [rows] give int64 [rows].
+    """First class whose cumulative probability exceeds the uniform of its row: [rows, classes], [rows] -> [rows].
 
-    Sums are taken in fp64, so that their order decides nothing in practice. The uniform, at most 1 - 2^-24, is scaled by their total: no
-    rounding lets it reach past the last class, or pick one of probability 0.
+    Sums are taken in fp64, so that their order decides nothing in practice. The uniform, at most 1 - 2^-24, is
+    scaled by their total: no rounding lets it reach past the last class, or pick one of probability 0.
     """
     cumulative = probabilities.double().cumsum(-1)
     threshold = uniforms.double()[:, None] * cumulative[:, -1:]

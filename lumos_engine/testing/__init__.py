@@ -1,6 +1,7 @@
-"""Tools to test a backend of ``lumos_engine.ops`` against the reference: generated inputs, poisoned memory, one table of tolerances.
+"""Tools to test a backend of ``lumos_engine.ops``: generated inputs, poisoned memory, one table of tolerances.
 
-``strategies`` needs hypothesis (``pip install lumos_engine[test]``); ``tolerances``, ``eager`` and ``poison`` need torch alone.
+``strategies`` needs hypothesis (``pip install lumos_engine[test]``); ``tolerances``, ``eager`` and ``poison`` need
+torch alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one would write in eager torch without this library, in the dtype of the inputs: the baseline of ``tolerances``."""
+"""What one would write in eager torch, in the dtype of the inputs: the baseline of ``tolerances``."""
 
 from __future__ import annotations
 
@@ -54,4 +54,6 @@ def head_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Ten
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
     """Per-row losses from all logits at once."""
     logits = hidden[rows] @ weight.T
-    return torch.nn.functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
+    return torch.nn.functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none"
+    )

@@ -1,4 +1,4 @@
-"""Memory that gives a kernel away: NaN in what it should overwrite or never read, guard bands around what it may write."""
+"""Memory that gives a kernel away: NaN where it must write or never read, guard bands around what it may write."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from ..layout import SequenceLayout
 
 _GUARD_ELEMENTS = 64
+_FILL = "fill_uninitialized_memory"  # a property of the module, unknown to type checkers
 
 
 @contextlib.contextmanager
 def poisoned_outputs() -> Iterator[None]:
-    """Within the block, torch fills memory that an operation allocates with NaN (integers: the largest value) before anyone writes it."""
+    """Within the block, torch fills the memory that it allocates with NaN, or the largest integer."""
+    settings = torch.utils.deterministic
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = getattr(settings, _FILL)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    setattr(settings, _FILL, True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        setattr(settings, _FILL, fill)
 
 
 def poison_value(dtype: torch.dtype) -> float | int | bool:

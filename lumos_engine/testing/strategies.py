@@ -16,7 +16,7 @@ MEMORY_ORDERS = ("contiguous", "heads_first", "padded", "offset", "fused")
 
 _LONG = 90  # past one tile of 64 tokens
 
-# ------------------------------------------------------------------------------------------------------------------ layouts
+# ---- layouts
 
 
 def texts(max_tokens: int = _LONG) -> st.SearchStrategy[Text]:
@@ -42,7 +42,7 @@ def frames_only_layouts() -> st.SearchStrategy[SequenceLayout]:
 
 def one_token_layouts() -> st.SearchStrategy[SequenceLayout]:
     """Segments of one token each: every tile holds a single token."""
-    single = st.sampled_from([Text(1), Frame(1, 1)])
+    single: st.SearchStrategy[Text | Frame] = st.sampled_from([Text(1), Frame(1, 1)])
     return st.lists(single, min_size=1, max_size=8).map(lambda segments: SequenceLayout.from_segments([segments]))
 
 
@@ -124,7 +124,7 @@ def layouts() -> st.SearchStrategy[SequenceLayout]:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------------ tensors
+# ---- tensors
 
 
 def seeds() -> st.SearchStrategy[int]:
@@ -145,10 +145,12 @@ def randn(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def in_order(x: Tensor, order: str) -> Tensor:
-    """``x`` [tokens, heads, head_dim] with the same values in another memory order; memory that lies between them holds NaN.
+    """``x`` [tokens, heads, head_dim] with the same values in another memory order; memory that lies between them
+    holds NaN.
 
-    contiguous; heads_first: [heads, tokens, head_dim] transposed; padded: 16 more elements after each head; offset: not at the start of its
-    storage; fused: two more heads in front of each token's and one behind, as in a slice of a joint projection.
+    contiguous; heads_first: [heads, tokens, head_dim] transposed; padded: 16 more elements after each head; offset:
+    not at the start of its storage; fused: two more heads in front of each token's and one behind, as in a slice of
+    a joint projection.
     """
     tokens, heads, head_dim = x.shape
     nan = float("nan")

@@ -1,7 +1,8 @@
 """The one table of tolerances, and the checks that use it.
 
-A result in dtype D is compared with the reference in fp64 on the same inputs. What it may miss by is measured, not guessed: twice what
-eager torch in D misses by on these very inputs, plus one unit in the last place of D at the largest reference value.
+A result in dtype D is compared with the reference in fp64 on the same inputs. What it may miss by is measured, not
+guessed: twice what eager torch in D misses by on these very inputs, plus one unit in the last place of D at the
+largest reference value.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def ulp(dtype: torch.dtype, magnitude: float) -> float:
 def error_bound(exact: Tensor, eager: Tensor, dtype: torch.dtype, terms: int = 1) -> float:
     """Largest absolute error allowed to a result of ``dtype``, given the fp64 reference and eager torch's result.
 
-    ``terms``: of sums over tokens, as in gradients of weights. Their order is free, so eager torch's luck is no measure: the unit in the
-    last place counts sqrt(terms) times.
+    ``terms``: of sums over tokens, as in gradients of weights. Their order is free, so eager torch's luck is no
+    measure: the unit in the last place counts sqrt(terms) times.
     """
     finite = exact.isfinite()
     reference, baseline = exact.double()[finite], eager.double()[finite]
@@ -48,13 +49,12 @@ def error_bound(exact: Tensor, eager: Tensor, dtype: torch.dtype, terms: int = 1
     return EAGER_FACTOR * float((baseline - reference).abs().max()) + ULPS * math.sqrt(terms) * unit
 
 
-def assert_within_bound(
-    actual: Tensor, exact: Tensor, eager: Tensor, name: str = "result", *, terms: int = 1
-) -> None:
+def assert_within_bound(actual: Tensor, exact: Tensor, eager: Tensor, name: str = "result", *, terms: int = 1) -> None:
     """Fail unless ``actual`` misses ``exact`` by at most ``error_bound``, and is infinite or NaN exactly where it is.
 
     Args:
-        actual: result of the backend under test. exact: the reference in fp64. eager: eager torch in the dtype of ``actual``.
+        actual: result of the backend under test. exact: the reference in fp64. eager: eager torch in the dtype of
+            ``actual``.
         name: named in the message. terms: see ``error_bound``.
     """
     assert actual.shape == exact.shape, f"{name} has shape {tuple(actual.shape)}, the reference {tuple(exact.shape)}"

@@ -19,7 +19,11 @@ Case = tuple[Tensor, Tensor, Tensor, Tensor]
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """(hidden, weight, targets, rows): rows in any order, some twice, some never."""
-    tokens, width, columns = draw(st.integers(1, 12)), draw(st.sampled_from([1, 8, 33])), draw(st.sampled_from([1, 5, 70]))
+    tokens, width, columns = (
+        draw(st.integers(1, 12)),
+        draw(st.sampled_from([1, 8, 33])),
+        draw(st.sampled_from([1, 5, 70])),
+    )
     n, seed, dtype = draw(st.integers(1, 20)), draw(st.integers(0, 2**30)), draw(st.sampled_from(strategies.DTYPES))
     generator = torch.Generator().manual_seed(seed)
     hidden, weight = (strategies.randn((size, width), dtype, seed + i) for i, size in enumerate((tokens, columns)))
@@ -30,7 +34,12 @@ def cases(draw: st.DrawFn) -> Case:
 def example(dtype: torch.dtype = torch.float32) -> Case:
     hidden, weight = strategies.randn((10, 16), dtype, 0), strategies.randn((30, 16), dtype, 1)
     generator = torch.Generator().manual_seed(2)
-    return hidden, weight, torch.randint(0, 30, (9,), generator=generator), torch.randint(0, 10, (9,), generator=generator)
+    return (
+        hidden,
+        weight,
+        torch.randint(0, 30, (9,), generator=generator),
+        torch.randint(0, 10, (9,), generator=generator),
+    )
 
 
 def with_gradients(case: Case, dtype: torch.dtype, chunk_rows: int | None, plain: bool = False) -> dict[str, Tensor]:

@@ -49,12 +49,14 @@ def rotations(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return strategies.in_order(x, draw(strategies.memory_orders())), draw(strategies.position_triples(tokens))
 
 
-def example(tokens: int = 50, heads: int = 3, head_dim: int = 64, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def example(
+    tokens: int = 50, heads: int = 3, head_dim: int = 64, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     positions = torch.randint(0, 3000, (tokens, 3), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
     return strategies.randn((tokens, heads, head_dim), dtype, 0), positions
 
 
-# --------------------------------------------------------------------------------------------------------- the right numbers
+# ---- the right numbers
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -146,7 +148,7 @@ def test_custom_frequencies_and_negative_positions() -> None:
     assert not torch.equal(forward, ops.mm_rope(x, -positions, backend="cpu"))
 
 
-# ------------------------------------------------------------------------------------------------------------- inverse, gradient
+# ---- inverse, gradient
 
 
 @given(rotations())
@@ -173,7 +175,7 @@ def test_gradient_of_the_reference() -> None:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------- bits
+# ---- bits
 
 
 @given(rotations(), st.booleans())
@@ -195,7 +197,9 @@ def test_memory_order_and_neighbours_change_no_bit(inputs: tuple[Tensor, Tensor]
     whole = ops.mm_rope(x.contiguous(), positions)
     tolerances.assert_bitwise_equal(ops.mm_rope(x, positions), whole)
     for token in range(0, len(x), 7):
-        tolerances.assert_bitwise_equal(ops.mm_rope(x[token : token + 1], positions[token : token + 1]), whole[token : token + 1])
+        tolerances.assert_bitwise_equal(
+            ops.mm_rope(x[token : token + 1], positions[token : token + 1]), whole[token : token + 1]
+        )
 
 
 @pytest.mark.parametrize("dtype", strategies.DTYPES)
@@ -221,7 +225,7 @@ def test_a_last_dimension_that_is_not_contiguous_is_copied_and_counted() -> None
     assert copies["mm_rope.x"] == before + 1
 
 
-# --------------------------------------------------------------------------------------------------------------------- framework
+# ---- framework
 
 
 def test_opcheck() -> None:
@@ -242,7 +246,7 @@ def test_compiles_without_graph_breaks(inplace: bool) -> None:
     tolerances.assert_bitwise_equal(compiled(x), function(x))
 
 
-# --------------------------------------------------------------------------------------------------------------------- bad input
+# ---- bad input
 
 
 @pytest.mark.parametrize(
@@ -269,7 +273,10 @@ def test_bad_input_is_named(error: type[Exception], message: str, changes: dict[
         ops.mm_rope(**{**arguments, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((30,), "head_dim is 30"), ((64, 0.0), "theta is 0"), ((64, float("nan")), "theta is nan")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((30,), "head_dim is 30"), ((64, 0.0), "theta is 0"), ((64, float("nan")), "theta is nan")],
+)
 def test_bad_frequencies_are_named(arguments: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ops.inverse_frequencies(*arguments)  # type: ignore[arg-type]

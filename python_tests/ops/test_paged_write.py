@@ -22,7 +22,8 @@ def writes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int, int]:
     shape = (tokens, draw(st.integers(1, 3)), draw(st.sampled_from(strategies.HEAD_DIMS)))
     dtype, seed = draw(st.sampled_from(strategies.DTYPES)), draw(st.integers(0, 2**30))
     k, v = (
-        strategies.in_order(strategies.randn(shape, dtype, seed + i), draw(strategies.memory_orders())) for i in range(2)
+        strategies.in_order(strategies.randn(shape, dtype, seed + i), draw(strategies.memory_orders()))
+        for i in range(2)
     )
     slots = torch.randperm(num_pages * page_size, generator=torch.Generator().manual_seed(seed))[:tokens]
     return k, v, slots, num_pages, page_size
@@ -30,7 +31,9 @@ def writes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int, int]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(case=writes())
-def test_slots_get_their_tokens_and_nothing_else_is_written(case: tuple[Tensor, Tensor, Tensor, int, int], backend: str) -> None:
+def test_slots_get_their_tokens_and_nothing_else_is_written(
+    case: tuple[Tensor, Tensor, Tensor, int, int], backend: str
+) -> None:
     k, v, slots, num_pages, page_size = case
     pages = [poison.GuardedTensor((num_pages, page_size, *k.shape[1:]), k.dtype) for _ in range(2)]
     before = [guarded.tensor.clone() for guarded in pages]

@@ -41,7 +41,9 @@ def apply(tensors: list[Tensor], positions: Tensor, how: str) -> tuple[Tensor, T
     return ops.qk_norm_mm_rope(*tensors, positions, backend=how)
 
 
-def with_gradients(tensors: list[Tensor], positions: Tensor, how: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+def with_gradients(
+    tensors: list[Tensor], positions: Tensor, how: str, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
     leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
     results = apply(leaves, positions, how)
     # The same upstream gradients for every dtype under comparison.

@@ -30,7 +30,9 @@ def uniforms(layout: SequenceLayout, mode: str, seed: int, distinct: int = 2**24
     sizes = content_sizes(layout)
     num_u = sum(frames if mode == "diffusion_forcing" else 1 for frames, _ in sizes)
     num_ranks = sum(content if mode in ("tube", "tube_decay") else frames * content for frames, content in sizes)
-    u, ranks = (torch.randint(0, n, (size,), generator=generator) / n for n, size in ((2**24, num_u), (distinct, num_ranks)))
+    u, ranks = (
+        torch.randint(0, n, (size,), generator=generator) / n for n, size in ((2**24, num_u), (distinct, num_ranks))
+    )
     return u, ranks
 
 
@@ -40,8 +42,16 @@ def videos(draw: st.DrawFn) -> SequenceLayout:
     return (SequenceLayout.teacher_forcing if draw(st.booleans()) else SequenceLayout.from_segments)(sequences)
 
 
-@given(videos(), st.sampled_from(MODES), st.integers(0, 2**20), st.sampled_from([3, 2**24]), st.sampled_from([0.0, 0.5, 0.7, 1.0]))
-def test_cpu_equals_the_reference(layout: SequenceLayout, mode: str, seed: int, distinct: int, min_ratio: float) -> None:
+@given(
+    videos(),
+    st.sampled_from(MODES),
+    st.integers(0, 2**20),
+    st.sampled_from([3, 2**24]),
+    st.sampled_from([0.0, 0.5, 0.7, 1.0]),
+)
+def test_cpu_equals_the_reference(
+    layout: SequenceLayout, mode: str, seed: int, distinct: int, min_ratio: float
+) -> None:
     tokens = torch.arange(layout.num_tokens)
     u, ranks = uniforms(layout, mode, seed, distinct)
     with poison.poisoned_outputs():
@@ -58,7 +68,14 @@ def test_cpu_equals_the_reference(layout: SequenceLayout, mode: str, seed: int, 
 def test_each_sequence_gets_the_pattern_of_its_own_uniforms(mode: str, backend: str) -> None:
     rows = [[Text(3), *[Frame(3, 4, True, 3, 1)] * 3], [Frame(2, 2)], [Text(1), *[Frame(4, 1)] * 2]]
     layout = SequenceLayout.from_segments(rows)
-    _, mask = ops.tube_mask(torch.zeros(layout.num_tokens, dtype=torch.int64), layout, *uniforms(layout, mode, 5), MASK, mode=mode, backend=backend)
+    _, mask = ops.tube_mask(
+        torch.zeros(layout.num_tokens, dtype=torch.int64),
+        layout,
+        *uniforms(layout, mode, 5),
+        MASK,
+        mode=mode,
+        backend=backend,
+    )
     u, ranks = uniforms(layout, mode, 5)
     for i, row in enumerate(rows):
         alone = SequenceLayout.from_segments([row])
@@ -72,7 +89,14 @@ def test_each_sequence_gets_the_pattern_of_its_own_uniforms(mode: str, backend: 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_tube_is_the_same_in_every_frame_and_has_an_exact_count(backend: str) -> None:
     layout = SequenceLayout.from_segments([[Text(5), *[Frame(6, 7, True, 3, 1)] * 4]])
-    _, mask = ops.tube_mask(torch.zeros(layout.num_tokens, dtype=torch.int64), layout, *uniforms(layout, "tube", 1), MASK, min_ratio=0.75, backend=backend)
+    _, mask = ops.tube_mask(
+        torch.zeros(layout.num_tokens, dtype=torch.int64),
+        layout,
+        *uniforms(layout, "tube", 1),
+        MASK,
+        min_ratio=0.75,
+        backend=backend,
+    )
     assert not mask[~layout.content].any()
     frames = mask[layout.content].view(4, -1)
     assert (frames == frames[0]).all()
@@ -81,7 +105,14 @@ def test_a_tube_is_the_same_in_every_frame_and_has_an_exact_count(backend: str) 
 
 def test_opcheck() -> None:
     _ = ops.tube_mask
-    arguments = (torch.arange(6), torch.rand(4), torch.tensor([0, 4]), torch.tensor([[1, 4, 0]]), torch.tensor([2]), MASK)
+    arguments = (
+        torch.arange(6),
+        torch.rand(4),
+        torch.tensor([0, 4]),
+        torch.tensor([[1, 4, 0]]),
+        torch.tensor([2]),
+        MASK,
+    )
     torch.library.opcheck(torch.ops.lumos._tube_mask.default, arguments)
 
 

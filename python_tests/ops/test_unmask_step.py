@@ -102,11 +102,20 @@ def test_the_original_greedy_run(golden_dir: Path) -> None:
     for step, (row, ids, probability) in enumerate(zip(logits, run["sampled"].long(), run["sel_prob"], strict=True)):
         known = probability > 1e30
         _, confidence, masked = ops.unmask_step(
-            row[None], None, (ids - visual_begin)[None], known[None], sampling_temperature=0.0, num_masked=int(run["mask_len"][step, 0])
+            row[None],
+            None,
+            (ids - visual_begin)[None],
+            known[None],
+            sampling_temperature=0.0,
+            num_masked=int(run["mask_len"][step, 0]),
         )
-        greedy, _, _ = ops.unmask_step(row[None], None, ids[None] * 0, known[None], sampling_temperature=0.0, num_masked=1)
+        greedy, _, _ = ops.unmask_step(
+            row[None], None, ids[None] * 0, known[None], sampling_temperature=0.0, num_masked=1
+        )
         assert torch.equal(greedy[0][~known], ids[~known] - visual_begin)
-        torch.testing.assert_close(confidence[0][~known], probability[~known].float(), rtol=0, atol=tolerances.GOLDEN["probabilities"])
+        torch.testing.assert_close(
+            confidence[0][~known], probability[~known].float(), rtol=0, atol=tolerances.GOLDEN["probabilities"]
+        )
         if step % steps_per_frame < steps_per_frame - 1:
             assert torch.equal(masked[0], run["masking"][step] != 0)
 
@@ -114,8 +123,14 @@ def test_the_original_greedy_run(golden_dir: Path) -> None:
 def test_unknown_rows_alone_give_what_all_rows_give() -> None:
     """Rows that are known need no logits; shorter samples are filled up with known rows, which may hold NaN."""
     generator = torch.Generator().manual_seed(4)
-    logits, uniforms, gumbel = torch.randn(2, 8, 5, generator=generator), torch.rand(2, 8, generator=generator), torch.randn(2, 8, generator=generator)
-    known = torch.tensor([[True, False, False, True, False, False, True, True], [False, True, True, True, False, True, True, True]])
+    logits, uniforms, gumbel = (
+        torch.randn(2, 8, 5, generator=generator),
+        torch.rand(2, 8, generator=generator),
+        torch.randn(2, 8, generator=generator),
+    )
+    known = torch.tensor(
+        [[True, False, False, True, False, False, True, True], [False, True, True, True, False, True, True, True]]
+    )
     ids = torch.full((2, 8), 3)
     options: dict[str, Any] = {"temperature": 1.0, "num_masked": 2}
     whole = ops.unmask_step(logits, None, ids, known, uniforms=uniforms, gumbel=gumbel, **options)
@@ -197,5 +212,7 @@ def test_bad_input_is_named(error: type[Exception], message: str, changes: dict[
 
 def test_known_tokens_may_be_replayed_with_any_id() -> None:
     known = torch.tensor([[True, False]])
-    ids, _, _ = ops.unmask_step(torch.zeros(1, 2, 4), None, Tensor([[9, 9]]).long(), known, num_masked=1, sampled_ids=torch.tensor([[-77, 2]]))
+    ids, _, _ = ops.unmask_step(
+        torch.zeros(1, 2, 4), None, Tensor([[9, 9]]).long(), known, num_masked=1, sampled_ids=torch.tensor([[-77, 2]])
+    )
     assert ids.tolist() == [[9, 2]]

@@ -67,7 +67,12 @@ def test_only_unseen_keys_are_poisoned() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "magnitude", "expected"),
-    [(torch.float32, 1.0, 2**-23), (torch.float32, 3.9, 2**-22), (torch.bfloat16, 0.7, 2**-8), (torch.float64, 0.0, 5e-324)],
+    [
+        (torch.float32, 1.0, 2**-23),
+        (torch.float32, 3.9, 2**-22),
+        (torch.bfloat16, 0.7, 2**-8),
+        (torch.float64, 0.0, 5e-324),
+    ],
 )
 def test_ulp(dtype: torch.dtype, magnitude: float, expected: float) -> None:
     assert tolerances.ulp(dtype, magnitude) == expected

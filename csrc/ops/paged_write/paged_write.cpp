@@ -14,7 +14,9 @@ void copy_token(const char* from, int64_t stride_head, char* to, int64_t num_hea
     std::memcpy(to, from, num_heads * head_bytes);
     return;
   }
-  for (int64_t head = 0; head < num_heads; ++head) std::memcpy(to + head * head_bytes, from + head * stride_head, head_bytes);
+  for (int64_t head = 0; head < num_heads; ++head) {
+    std::memcpy(to + head * head_bytes, from + head * stride_head, head_bytes);
+  }
 }
 
 }  // namespace

@@ -10,7 +10,8 @@
 namespace {
 
 void check(const lumos_tube_mask_params& p) {
-  lumos::require(p.starts[0] == 0 && p.starts[p.num_draws] == p.num_ranks, "tube_mask: starts must run from 0 to the number of ranks");
+  lumos::require(p.starts[0] == 0 && p.starts[p.num_draws] == p.num_ranks,
+                 "tube_mask: starts must run from 0 to the number of ranks");
   for (int64_t draw = 0; draw < p.num_draws; ++draw) {
     lumos::require(p.starts[draw] <= p.starts[draw + 1], "tube_mask: starts must not decrease");
   }
