@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lumos_engine import ops
 from lumos_engine.diffusion.generator import FrameGenerator, StepReport
-from lumos_engine.diffusion.noise_source import ReplayNoise
+from lumos_engine.diffusion.noise_source import PhiloxNoise, ReplayNoise
 from lumos_engine.diffusion.settings import OfficialQuirks, SamplingSettings
 from lumos_engine.io.checkpoint import load_safetensors
 from lumos_engine.layout import Vocabulary
@@ -57,12 +59,12 @@ class Run:
     golden: dict[str, np.ndarray]
     reports: list[StepReport]
     frames: Tensor  # codes [frames, CODES]
-    given: int
 
     def stacked(self, name: str) -> np.ndarray:
         return np.stack([getattr(report, name)[0].numpy() for report in self.reports])
 
 
+@functools.cache
 def replay(
     model: LumosModel,
     golden_dir: Path,
@@ -71,7 +73,9 @@ def replay(
     use_cache: bool = True,
     quirks: OfficialQuirks | None = None,
     noise_from_record: bool = False,
+    backend: str = "cpu",
 ) -> Run:
+    """Run the request of a golden file; each run is made once."""
     with np.load(golden_dir / f"{name}.npz") as file:
         golden = dict(file)
     prompt = golden["prompt"].tolist()
@@ -93,25 +97,23 @@ def replay(
         quirks=OfficialQuirks.all() if quirks is None else quirks,
     )
     recorded = torch.from_numpy(golden["sampled"].astype(np.int64)).view(1, NUM_FRAMES - given, STEPS, CODES)
-    noise = (
-        ReplayNoise(sampled_ids=recorded, first_frame=given)
-        if noise_from_record
-        else ReplayNoise(gumbel=torch.zeros(recorded.shape))
-    )
-    if not noise_from_record:
-        noise.sampled_ids = lambda frame, step, num_tokens: None  # greedy: nothing random is asked for
+    # Greedy sampling asks for nothing random.
+    noise = ReplayNoise(sampled_ids=recorded, first_frame=given) if noise_from_record else PhiloxNoise([(0, 0)])
     reports: list[StepReport] = []
-    made = FrameGenerator(model, VOCABULARY, settings, use_cache=use_cache).frames(
-        [prompt],
-        tokens[:3].tolist(),
-        height=HEIGHT,
-        width=WIDTH,
-        num_frames=NUM_FRAMES,
-        noise=noise,
-        given=codes[:, :given] if given else None,
-        callback=reports.append,
-    )
-    return Run(golden, reports, torch.cat([frame.flatten() for frame in made]).view(NUM_FRAMES, CODES), given)
+    generator = FrameGenerator(model, VOCABULARY, settings, use_cache=use_cache)
+    with ops.use_backend(backend):
+        made = generator.frames(
+            [prompt],
+            tokens[:3].tolist(),
+            height=HEIGHT,
+            width=WIDTH,
+            num_frames=NUM_FRAMES,
+            noise=noise,
+            given=codes[:, :given] if given else None,
+            callback=reports.append,
+        )
+        frames = torch.cat([frame.flatten() for frame in made]).view(NUM_FRAMES, CODES)
+    return Run(golden, reports, frames)
 
 
 RUNS = ["infer_t2v_greedy", "infer_i2v_greedy"]
@@ -119,8 +121,11 @@ RUNS = ["infer_t2v_greedy", "infer_i2v_greedy"]
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
-def test_every_step_equals_the_original(model: LumosModel, golden_dir: Path, name: str, use_cache: bool) -> None:
-    run = replay(model, golden_dir, name, use_cache=use_cache)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_every_step_equals_the_original(
+    model: LumosModel, golden_dir: Path, name: str, use_cache: bool, backend: str
+) -> None:
+    run = replay(model, golden_dir, name, use_cache=use_cache, backend=backend)
     golden, unknown = run.golden, run.stacked("unknown")
     assert len(run.reports) == len(golden["sampled"])
     np.testing.assert_array_equal(unknown, golden["sel_prob"] < 1e30)
@@ -147,15 +152,13 @@ def test_output_tokens_equal_the_original(model: LumosModel, golden_dir: Path, n
 def test_calls_have_the_sizes_of_the_original(model: LumosModel, golden_dir: Path, name: str) -> None:
     """Query length, cached length and masks of every denoising call, for both branches of one packed call."""
     run = replay(model, golden_dir, name)
-    calls = (
-        run.golden["calls_q_past_nmask"].reshape(-1, STEPS + 1, 2, 3)[:, :STEPS].reshape(-1, 2, 3)
-    )  # the commits follow each frame
+    # After its steps each frame has one more pair of calls, the commit.
+    calls = run.golden["calls_q_past_nmask"].reshape(-1, STEPS + 1, 2, 3)[:, :STEPS].reshape(-1, 2, 3)
     assert len(calls) == len(run.reports)
     for report, call in zip(run.reports, calls, strict=True):
         assert report.query_tokens == tuple(call[:, 0])
         assert report.cached_tokens == tuple(call[:, 1])
-        history = run.given if report.cached_tokens[0] == 0 else 0  # given frames run clean: no mask among them
-        assert int(report.unknown.sum()) == call[0, 2] == call[1, 2], (report.frame, report.step, history)
+        assert int(report.unknown.sum()) == call[0, 2] == call[1, 2]  # given frames run clean: no mask among them
 
 
 def test_logits_equal_the_full_recomputation(model: LumosModel, golden_dir: Path) -> None:
@@ -163,7 +166,7 @@ def test_logits_equal_the_full_recomputation(model: LumosModel, golden_dir: Path
     with np.load(golden_dir / "infer_t2v_greedy_nocache_logits.npz") as file:
         logits = torch.from_numpy(file["cfg_logits_visual"])
     for use_cache in (True, False):
-        run = replay(model, golden_dir, "infer_t2v_greedy", use_cache=use_cache)
+        run = replay(model, golden_dir, "infer_t2v_greedy", use_cache=use_cache, backend="cpu")
         unknown = torch.from_numpy(run.stacked("unknown"))
         ids = torch.from_numpy(run.stacked("ids")) - VOCABULARY.visual_begin
         expected = logits.softmax(-1).gather(-1, ids.clamp(min=0)[..., None])[..., 0]
