@@ -5,8 +5,8 @@
 namespace lumos {
 
 void register_mm_rope(pybind11::module_& module) {
-  module.def("mm_rope", [](const Tensor& x, const Tensor& positions, const Tensor& inv_freq, const Tensor& out, bool inverse,
-                           bool parity, int num_threads) {
+  module.def("mm_rope", [](const Tensor& x, const Tensor& positions, const Tensor& inv_freq, const Tensor& out,
+                           bool inverse, bool parity, int num_threads) {
     expect(x, "x", x.dtype, {-1, -1, -1}, true);
     expect(out, "out", x.dtype, x.shape, true);
     expect(positions, "positions", LUMOS_INT32, {x.shape[0], 3});

@@ -5,8 +5,9 @@
 namespace lumos {
 
 void register_tube_mask(pybind11::module_& module) {
-  module.def("tube_mask", [](const Tensor& tokens, const Tensor& rank_uniforms, const Tensor& starts, const Tensor& spans,
-                             const Tensor& num_masked, int64_t mask_id, const Tensor& out, const Tensor& mask, int num_threads) {
+  module.def("tube_mask", [](const Tensor& tokens, const Tensor& rank_uniforms, const Tensor& starts,
+                             const Tensor& spans, const Tensor& num_masked, int64_t mask_id, const Tensor& out,
+                             const Tensor& mask, int num_threads) {
     expect(tokens, "tokens", LUMOS_INT64, {-1});
     expect(rank_uniforms, "rank_uniforms", LUMOS_FLOAT32, {-1});
     expect(starts, "starts", LUMOS_INT64, {-1});

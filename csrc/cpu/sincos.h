@@ -9,8 +9,8 @@ typedef double dvec __attribute__((vector_size(8 * kLanes)));
 
 // Within 1 ulp of 1 (6e-8) for |x| < 2^30; NaN for NaN and infinity. No result exceeds 1 in magnitude.
 LUMOS_INLINE void sincos(vec x, vec* sine, vec* cosine) {
-  // x = quarter pi/2 + r, reduced in double: the upper part of pi/2 has 33 bits, so that its product with a quarter below 2^20 is
-  // exact and r is right to a rounding of float even where x lies next to a multiple of pi/2.
+  // x = quarter pi/2 + r, reduced in double: the upper part of pi/2 has 33 bits, so that its product with a quarter
+  // below 2^20 is exact and r is right to a rounding of float even where x lies next to a multiple of pi/2.
   constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1;
   constexpr double kHalfPiUpper = 0x1.921fb544p+0, kHalfPiLower = 0x1.0b4611a626331p-34;
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
