@@ -8,6 +8,7 @@ Exit codes: 0 at the end of the run and after SIGTERM, 130 after Ctrl-C (both sa
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("--"):
         raise ValueError("the first argument must be a configuration file; see lumos train --help")
 
+    # oneDNN keeps what it prepares for each size of a product; 1024 of them, its default, grow to gigabytes over a run.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     from ..train.config import load_config
 
     try:

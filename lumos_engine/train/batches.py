@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.hashing import hash_words
-from ..layout import SequenceLayout, Vocabulary
+from ..layout import Frame, SequenceLayout, Vocabulary
 from ..tokenizers.prompt import clip_duration, prompt_tokens
 from ..tokenizers.text import TextTokenizer
 from .ar_df import IGNORED, CorruptedSample, Sample, corrupt
@@ -27,6 +27,7 @@ class TrainBatch:
 
     tokens: int64 [tokens]. layout: of them. rows: int64 [n], packed slots that the loss reads, ascending. targets: int64 [n], codes
     0..visual_size-1. frames: int64 [n], latent frame of each row. positions: of the samples in the run.
+    num_padding: tokens at the end that belong to no sample.
     """
 
     tokens: Tensor
@@ -35,10 +36,21 @@ class TrainBatch:
     targets: Tensor
     frames: Tensor
     positions: range
+    num_padding: int
 
 
-def pack(samples: list[CorruptedSample], vocabulary: Vocabulary, history: str, positions: range) -> TrainBatch:
-    """Lay samples side by side."""
+def pack(
+    samples: list[CorruptedSample], vocabulary: Vocabulary, history: str, positions: range, round_tokens: int = 1
+) -> TrainBatch:
+    """Lay samples side by side, and behind them a sequence of padding that fills up to a multiple of ``round_tokens``.
+
+    Few distinct sizes let the matrix library reuse what it prepares for each, and the allocator its blocks.
+    """
+    samples = list(samples)
+    num_tokens = sum(len(sample.tokens) for sample in samples)
+    num_padding = -num_tokens % round_tokens
+    if num_padding:
+        samples.append(_padding(num_padding, vocabulary, history))
     segments = [sample.segments for sample in samples]
     if history == "keep":
         layout = SequenceLayout.teacher_forcing(segments, strides=vocabulary.strides)
@@ -56,7 +68,15 @@ def pack(samples: list[CorruptedSample], vocabulary: Vocabulary, history: str, p
         targets=labels[rows] - vocabulary.visual_begin,
         frames=layout.frame_id[rows] - clean,
         positions=positions,
+        num_padding=num_padding,
     )
+
+
+def _padding(num_tokens: int, vocabulary: Vocabulary, history: str) -> CorruptedSample:
+    tokens = torch.full((num_tokens,), vocabulary.bos)
+    # A frame, because teacher forcing wants one in each sequence; the only one of its sequence is not copied.
+    hidden = torch.zeros(num_tokens, dtype=torch.bool) if history == "drop" else None
+    return CorruptedSample(tokens, torch.full_like(tokens, IGNORED), (Frame(1, num_tokens),), hidden)
 
 
 class BatchMaker:
@@ -67,6 +87,7 @@ class BatchMaker:
         strides: pixels per latent along (time, height, width).
         max_tokens: the longest sequence, in tokens before frames are copied; a longer one is a ValueError naming the caption.
         seed: of the corruption.
+        round_tokens: see :func:`pack`.
     """
 
     def __init__(
@@ -78,9 +99,10 @@ class BatchMaker:
         *,
         seed: int,
         max_tokens: int,
+        round_tokens: int = 1,
     ) -> None:
         self._source, self._vocabulary, self._options = source, vocabulary, options
-        self._seed, self._max_tokens = seed, max_tokens
+        self._seed, self._max_tokens, self._round_tokens = seed, max_tokens, round_tokens
         encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(text_tokenizer.encode(text)))
         self._encode = lambda text: list(encode(text))
         self._generator = torch.Generator()
@@ -89,7 +111,7 @@ class BatchMaker:
         """Samples ``begin .. begin + size - 1`` of the run."""
         positions = range(begin, begin + size)
         samples = [self.sample(position) for position in positions]
-        return pack(samples, self._vocabulary, self._options.history, positions)
+        return pack(samples, self._vocabulary, self._options.history, positions, self._round_tokens)
 
     def sample(self, position: int) -> CorruptedSample:
         word = hash_words(self._seed, torch.tensor([position]).numpy(), _CORRUPTION_STREAM)[0]

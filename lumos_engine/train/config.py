@@ -149,6 +149,7 @@ class RunOptions:
         steps: optimiser steps. max_minutes: end the run after that time; schedule and end follow whichever of the two
             bounds is nearer. Without it the run is a function of the configuration (on one machine and thread count).
         batch_size: samples of a forward pass. accumulation: forward passes of a step.
+        round_tokens: pad each forward pass to a multiple of so many tokens; 1 does not pad.
         threads: of torch; 0 keeps the default.
         compile: torch.compile each layer. gradient_checkpointing: recompute layers in the backward pass.
         checkpoint_steps: 0 is never. checkpoint_minutes: 0 is never. keep_checkpoints: the latest ones.
@@ -161,6 +162,7 @@ class RunOptions:
     max_minutes: float | None = None
     batch_size: int = 24
     accumulation: int = 1
+    round_tokens: int = 512
     precision: Literal["bf16", "fp32"] = "bf16"
     threads: int = 0
     compile: bool = False
@@ -319,7 +321,7 @@ def _nearest(name: str, known: list[str]) -> str:
 _POSITIVE = {
     "data.height", "data.width", "data.num_frames", "data.fps", "data.validation_clips", "optimizer.learning_rate",
     "optimizer.matrix_learning_rate", "optimizer.eps", "optimizer.clip_norm", "train.steps", "train.max_minutes", "train.batch_size",
-    "train.accumulation", "train.log_steps", "train.keep_checkpoints",
+    "train.round_tokens", "train.accumulation", "train.log_steps", "train.keep_checkpoints",
 }  # fmt: skip
 _SHARES = {
     "data.image_fraction", "data.two_digit_share", "diffusion.min_mask_ratio", "diffusion.text_drop",

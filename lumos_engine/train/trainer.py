@@ -75,7 +75,7 @@ class Trainer:
         training, held_back = sources or open_sources(config.data, self.visual_tokenizer, run.seed)
         self._batches, self._validation = (
             BatchMaker(source, self.text_tokenizer, vocabulary, config.diffusion, seed=seed,
-                       max_tokens=self.model.config.max_position_embeddings)
+                       max_tokens=self.model.config.max_position_embeddings, round_tokens=run.round_tokens)
             for source, seed in ((training, run.seed), (held_back, _VALIDATION_SEED))
         )  # fmt: skip
         self._visual = slice(vocabulary.visual_begin, vocabulary.visual_end)
@@ -151,7 +151,7 @@ class Trainer:
         self._average.update()
         self.step += 1
         sums = frame_sums(torch.cat(losses), torch.cat([batch.frames for batch in batches]))
-        tokens = sum(batch.layout.num_tokens for batch in batches)
+        tokens = sum(batch.layout.num_tokens - batch.num_padding for batch in batches)
         return StepResult(loss, sums, norm, self.config.optimizer.learning_rate * factor, tokens)
 
     @torch.no_grad()
