@@ -10,7 +10,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+# The tests' tensors are small: torch's threads would spend their time waiting for each other. Tests of threading set their own number.
+torch.set_num_threads(1)
 
 _COMMON = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
