@@ -24,7 +24,20 @@ _HOME = {
 }
 _MODULES = ("ops", "testing")
 
-__all__ = [*_HOME, *_MODULES, "__version__"]
+__all__ = [
+    "Frame",
+    "LumosConfig",
+    "LumosModel",
+    "LumosPipeline",
+    "PagedKVCache",
+    "SequenceLayout",
+    "Text",
+    "TubePattern",
+    "Vocabulary",
+    "__version__",
+    "ops",
+    "testing",
+]
 
 if TYPE_CHECKING:
     from . import ops, testing

@@ -36,13 +36,17 @@ class Demo:
         tables = {}
         if self.evaluate:
             print(f"evaluating {QUICK_PROMPTS} prompts")
-            tables[f"Quick evaluation, {QUICK_PROMPTS} prompts, made now"] = table_rows(evaluate_digits(pipeline, num=QUICK_PROMPTS))
+            tables[f"Quick evaluation, {QUICK_PROMPTS} prompts, made now"] = table_rows(
+                evaluate_digits(pipeline, num=QUICK_PROMPTS)
+            )
         folder = shipped_model_folder()
         stored = json.loads((folder / "evaluation.json").read_text())
         tables[f"Stored evaluation, {stored['num']} prompts, made when the model was trained"] = table_rows(stored)
         training = json.loads((folder / "training.json").read_text())
         seconds = time.perf_counter() - begin
-        page = write_page(self.out, cards, tables, training, f"lumos_engine {__version__}, seed {self.seed}, made in {seconds:.0f} s")
+        page = write_page(
+            self.out, cards, tables, training, f"lumos_engine {__version__}, seed {self.seed}, made in {seconds:.0f} s"
+        )
         print(f"{page}: open it in a browser")
         return 0
 

@@ -27,7 +27,11 @@ def _cpu_backend() -> dict[str, Any]:
     try:
         extension = importlib.import_module("lumos_engine._C")
     except ImportError as error:
-        return {"available": False, "reason": str(error), "remedy": "reinstall with a C++17 compiler: pip install --force-reinstall lumos_engine"}
+        return {
+            "available": False,
+            "reason": str(error),
+            "remedy": "reinstall with a C++17 compiler: pip install --force-reinstall lumos_engine",
+        }
     return {
         "available": True,
         "instruction_sets_found": list(extension.available_isas()),
@@ -42,7 +46,11 @@ def _model() -> dict[str, Any]:
     folder = shipped_model_folder()
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     if not (folder / "model.safetensors").is_file():
-        return {"available": False, "reason": f"no weights in {folder}", "remedy": "reinstall the wheel, or train: lumos train"}
+        return {
+            "available": False,
+            "reason": f"no weights in {folder}",
+            "remedy": "reinstall the wheel, or train: lumos train",
+        }
     return {"available": True, "folder": str(folder), "bytes": sum(path.stat().st_size for path in files)}
 
 
@@ -60,9 +68,16 @@ def report() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "threads": threads,
         "backends": {
-            "reference": {"available": torch_version is not None, "remedy": None if torch_version else "pip install torch"},
+            "reference": {
+                "available": torch_version is not None,
+                "remedy": None if torch_version else "pip install torch",
+            },
             "cpu": _cpu_backend(),
-            "cuda": {"available": False, "reason": no_cuda, "remedy": "use the cpu backend; CUDA kernels are not part of this release"},
+            "cuda": {
+                "available": False,
+                "reason": no_cuda,
+                "remedy": "use the cpu backend; CUDA kernels are not part of this release",
+            },
         },
         "shipped_model": _model(),
         "extras": {name: {"version": _version(name), "remedy": how} for name, how in EXTRAS.items()},
@@ -70,8 +85,14 @@ def report() -> dict[str, Any]:
 
 
 def _missing(found: dict[str, Any]) -> list[str]:
-    rows = [f"{name}: not installed; pip install {name}" for name, version in found["packages"].items() if version is None]
-    rows += [f"{name} (optional): not installed; {extra['remedy']}" for name, extra in found["extras"].items() if not extra["version"]]
+    rows = [
+        f"{name}: not installed; pip install {name}" for name, version in found["packages"].items() if version is None
+    ]
+    rows += [
+        f"{name} (optional): not installed; {extra['remedy']}"
+        for name, extra in found["extras"].items()
+        if not extra["version"]
+    ]
     for name, backend in found["backends"].items():
         if not backend["available"]:
             rows.append(f"backend {name}: {backend.get('reason', 'not available')}; {backend['remedy']}")
@@ -88,12 +109,19 @@ def _print(found: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("lumos_engine", found["lumos_engine"])
     table.add_row("python", f"{found['python']} on {found['platform']}")
-    table.add_row("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items()))
+    table.add_row(
+        "packages", ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())
+    )
     cpu = found["backends"]["cpu"]
     if cpu["available"]:
-        table.add_row("cpu backend", f"{cpu['instruction_set_used']} (found: {', '.join(cpu['instruction_sets_found'])}), {found['threads']} threads")
+        table.add_row(
+            "cpu backend",
+            f"{cpu['instruction_set_used']} (found: {', '.join(cpu['instruction_sets_found'])}), {found['threads']} threads",
+        )
     if found["shipped_model"]["available"]:
-        table.add_row("shipped model", f"{found['shipped_model']['bytes'] / 1e6:.1f} MB in {found['shipped_model']['folder']}")
+        table.add_row(
+            "shipped model", f"{found['shipped_model']['bytes'] / 1e6:.1f} MB in {found['shipped_model']['folder']}"
+        )
     console.print(table)
     for row in _missing(found):
         console.print(f"- {row}", markup=False)

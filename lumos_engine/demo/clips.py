@@ -55,7 +55,8 @@ def make_cards(pipeline: LumosPipeline, folder: Path, *, seed: int = 0) -> dict[
 
     frames = pipeline(list(VIDEO_PROMPTS), seed=seed).frames
     sections["Text to video"] = [
-        Card(prompt, (("", _save(clip, folder, f"text_to_video_{i}", fps)),)) for i, (prompt, clip) in enumerate(zip(VIDEO_PROMPTS, frames))
+        Card(prompt, (("", _save(clip, folder, f"text_to_video_{i}", fps)),))
+        for i, (prompt, clip) in enumerate(zip(VIDEO_PROMPTS, frames, strict=True))
     ]
 
     world = MovingDigits(split="test", seed=seed, num_objects=1, pairs="seen")
@@ -63,17 +64,24 @@ def make_cards(pipeline: LumosPipeline, folder: Path, *, seed: int = 0) -> dict[
     cards = []
     for i, clip in enumerate(true_clips[:2]):
         made = pipeline(clip.caption, image=clip.frames[0], seed=seed).frames[0]
-        media = (("generated", _save(made, folder, f"image_to_video_{i}", fps)), ("true", _save(clip.frames, folder, f"image_to_video_{i}_true", fps)))
+        media = (
+            ("generated", _save(made, folder, f"image_to_video_{i}", fps)),
+            ("true", _save(clip.frames, folder, f"image_to_video_{i}_true", fps)),
+        )
         cards.append(Card(f"{clip.caption} (first frame given)", media))
     sections["Image to video"] = cards
 
     frames = pipeline(list(IMAGE_PROMPTS), num_frames=1, seed=seed).frames
     sections["Text to image"] = [
-        Card(prompt, (("", _save(clip, folder, f"text_to_image_{i}", fps)),)) for i, (prompt, clip) in enumerate(zip(IMAGE_PROMPTS, frames))
+        Card(prompt, (("", _save(clip, folder, f"text_to_image_{i}", fps)),))
+        for i, (prompt, clip) in enumerate(zip(IMAGE_PROMPTS, frames, strict=True))
     ]
 
     clip = true_clips[2]
     made = pipeline(clip.caption, video=clip.frames[:GIVEN_FRAMES], seed=seed).frames[0]
-    media = (("continued", _save(made, folder, "continuation", fps)), ("true future", _save(clip.frames, folder, "continuation_true", fps)))
+    media = (
+        ("continued", _save(made, folder, "continuation", fps)),
+        ("true future", _save(clip.frames, folder, "continuation_true", fps)),
+    )
     sections["Continuation"] = [Card(f"{clip.caption} (first {GIVEN_FRAMES} frames given)", media)]
     return sections

@@ -58,14 +58,24 @@ def write_page(
         training: ``{"steps": [...], "loss_by_frame": {"frame 0": [...], ...}}`` of the shipped model's training, or None.
         footer: one line under the page.
     """
-    parts = ["<!doctype html><html lang=en><meta charset=utf-8><title>lumos_engine demo</title>", f"<style>{STYLE}</style>"]
-    parts.append("<h1>lumos_engine</h1><p>Generated on this machine by the model inside the package, with its default settings.</p>")
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>lumos_engine demo</title>",
+        f"<style>{STYLE}</style>",
+    ]
+    parts.append(
+        "<h1>lumos_engine</h1><p>Generated on this machine by the model inside the package, with its default settings.</p>"
+    )
     for title, figures in cards.items():
         parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(map(_figure, figures))}</div>')
     for title, rows in tables.items():
         parts.append(f"<h2>{html.escape(title)}</h2>{_table(rows)}")
     if training:
-        plot = line_plot(training["steps"], training["loss_by_frame"], x_label="training step", y_label="cross-entropy by latent frame")
+        plot = line_plot(
+            training["steps"],
+            training["loss_by_frame"],
+            x_label="training step",
+            y_label="cross-entropy by latent frame",
+        )
         parts.append(f"<h2>Training loss by latent frame</h2>{plot}")
     parts.append(f"<p>{html.escape(footer)}</p></html>")
     path = folder / "index.html"

@@ -24,7 +24,20 @@ _HOME = {
     "unmask_step": "unmask",
 }
 
-__all__ = [*_HOME, "BACKENDS", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "block_attention",
+    "inverse_frequencies",
+    "masked_linear_cross_entropy",
+    "merge_attention",
+    "mm_rope",
+    "paged_attention",
+    "paged_write",
+    "qk_norm_mm_rope",
+    "tube_mask",
+    "unmask_step",
+    "use_backend",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -130,7 +130,7 @@ def check_tensor(
             f"{op}: {name} has dtype {_dtype_name(tensor.dtype)}; allowed: {', '.join(map(_dtype_name, allowed))}"
         )
     good = tensor.ndim == len(shape) and all(
-        isinstance(want, str) or have == want for have, want in zip(tensor.shape, shape)
+        isinstance(want, str) or have == want for have, want in zip(tensor.shape, shape, strict=True)
     )
     if not good:
         wanted = ", ".join(map(str, shape))

@@ -28,7 +28,9 @@ def merge_attention(
         TypeError: wrong dtype. ValueError: shapes or devices that do not agree.
     """
     op = "merge_attention"
-    registry.check_tensor(op, "out_a", out_a, dtype=(*registry.FLOATS, torch.float64), shape=("tokens", "heads", "head_dim"))
+    registry.check_tensor(
+        op, "out_a", out_a, dtype=(*registry.FLOATS, torch.float64), shape=("tokens", "heads", "head_dim")
+    )
     chosen = registry.select_backend(op, out_a, backend)
     if chosen == "cpu":
         registry.check_tensor(op, "out_a", out_a, dtype=registry.FLOATS, shape=("tokens", "heads", "head_dim"))

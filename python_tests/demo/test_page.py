@@ -12,7 +12,10 @@ from lumos_engine.demo.plot import line_plot
 
 
 def test_page_shows_clips_pictures_tables_and_curve(tmp_path: Path) -> None:
-    cards = {"Clips": [Card("a <7>", (("", "a.mp4"),))], "Pictures": [Card("b", (("made", "b.png"), ("true", "c.png")))]}
+    cards = {
+        "Clips": [Card("a <7>", (("", "a.mp4"),))],
+        "Pictures": [Card("b", (("made", "b.png"), ("true", "c.png")))],
+    }
     tables = {"Scores": [["group", "digit"], ["one digit", "97 %"]]}
     training = {"steps": [1, 2, 3], "loss_by_frame": {"frame 0": [3.0, 2.0, 1.0], "frame 1": [2.0, 1.5, 0.5]}}
     page = write_page(tmp_path, cards, tables, training, "made in 1 s").read_text()

@@ -26,8 +26,8 @@ def offences(tree: ast.AST) -> Iterator[tuple[int, str]]:
             if isinstance(function, ast.Name) and function.id in FORBIDDEN_NAMES:
                 yield node.lineno, f"{function.id}()"
             if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-                if (function.value.id, function.attr) in FORBIDDEN_ATTRIBUTES:
-                    yield node.lineno, f"{function.value.id}.{function.attr}()"
+                dotted = (function.value.id, function.attr)
+                yield from [(node.lineno, ".".join(dotted))] * (dotted in FORBIDDEN_ATTRIBUTES)
             if any(k.arg == "shell" and getattr(k.value, "value", None) is True for k in node.keywords):
                 yield node.lineno, "shell=True"
             if any(k.arg == "allow_pickle" and getattr(k.value, "value", None) is True for k in node.keywords):
