@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     except TypeError as error:  # an option of the wrong type is the user's mistake, not ours
         raise ValueError(str(error)) from None
 
+    from ..io.atomic import write_json_atomic
+    from ..train.curve import training_curve
     from ..train.progress import JsonLog, ProgressBar, TensorBoardLog
     from ..train.trainer import Trainer
 
@@ -52,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         for listener in listeners:
             stack.callback(listener.close)
         received = trainer.run(listeners)
+    write_json_atomic(trainer.out / "model" / "training.json", training_curve(trainer.out / "train.jsonl"))
     if received is not None:
         print(f"lumos train: saved step {trainer.step} in {trainer.out}; --resume continues", file=sys.stderr)
     else:
