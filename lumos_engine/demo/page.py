@@ -14,12 +14,13 @@ from .plot import line_plot
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#0f172a;margin:2rem auto;max-width:1080px;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:0}h2{font-size:1.1rem;margin:2rem 0 .6rem}p{color:#475569;margin:.3rem 0 1rem;max-width:75ch}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:1rem}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:1rem}
+.tables{display:flex;flex-wrap:wrap;gap:0 2.5rem}
 figure{margin:0;border:1px solid #e2e8f0;border-radius:8px;padding:.6rem}
 figure video,figure img{width:100%;image-rendering:pixelated;border-radius:4px;background:#000}
 .pair{display:flex;gap:.4rem}.pair>div{flex:1;font-size:.75rem;color:#475569;text-align:center}
 figcaption{font-size:.85rem;margin-top:.4rem}
-table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .8rem;border-bottom:1px solid #e2e8f0;text-align:right}
+table{border-collapse:collapse;font-size:.78rem}td,th{padding:.2rem .5rem;border-bottom:1px solid #e2e8f0;text-align:right}
 td:first-child,th:first-child{text-align:left}svg{max-width:680px;font-size:11px}
 """
 
@@ -67,8 +68,8 @@ def write_page(
     )
     for title, figures in cards.items():
         parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(map(_figure, figures))}</div>')
-    for title, rows in tables.items():
-        parts.append(f"<h2>{html.escape(title)}</h2>{_table(rows)}")
+    columns = [f"<div><h2>{html.escape(title)}</h2>{_table(rows)}</div>" for title, rows in tables.items()]
+    parts.append(f'<div class="tables">{"".join(columns)}</div>')
     if training:
         plot = line_plot(
             training["steps"],
