@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
@@ -41,10 +41,11 @@ def main(argv: Sequence[str]) -> int:
 
     from ..io.atomic import write_json_atomic
     from ..train.curve import training_curve
-    from ..train.progress import JsonLog, ProgressBar, TensorBoardLog
+    from ..train.progress import EncodingBar, JsonLog, ProgressBar, TensorBoardLog
     from ..train.trainer import Trainer
 
-    trainer = Trainer(config, resume=resume)
+    with nullcontext() if quiet else EncodingBar() as on_encode:
+        trainer = Trainer(config, resume=resume, on_encode=on_encode)
     with ExitStack() as stack:
         listeners = [JsonLog(trainer.out / "train.jsonl", trainer.step)]
         if config.train.tensorboard:
@@ -54,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
         for listener in listeners:
             stack.callback(listener.close)
         received = trainer.run(listeners)
-    write_json_atomic(trainer.out / "model" / "training.json", training_curve(trainer.out / "train.jsonl"))
+    log = trainer.out / "train.jsonl"
+    if log.stat().st_size:
+        write_json_atomic(trainer.out / "model" / "training.json", training_curve(log))
     if received is not None:
         print(f"lumos train: saved step {trainer.step} in {trainer.out}; --resume continues", file=sys.stderr)
     else:

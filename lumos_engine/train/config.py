@@ -71,7 +71,8 @@ class DataOptions:
         dataset: "moving-digits" or a folder of videos and images with captions.
         visual_tokenizer: folder; None is the shipped one.
         text_tokenizer: file; None is the shipped one.
-        height, width: px. num_frames: of a video, 1 + 4 n for a tokenizer of stride 4.
+        height, width: px. target_size: of a folder, buckets of that area instead (see :mod:`lumos_engine.data.buckets`).
+        num_frames: of a video, 1 + 4 n for a tokenizer of stride 4.
         fps: rate at which a folder's videos are sampled.
         image_fraction: share of images (clips of one frame) among the samples.
         two_digit_share: of moving-digits.
@@ -83,6 +84,7 @@ class DataOptions:
     text_tokenizer: str | None = None
     height: int = 32
     width: int = 32
+    target_size: int | None = None
     num_frames: int = 13
     fps: float = 6.0
     image_fraction: float = 0.15

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..io.atomic import write_bytes_atomic
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
-__all__ = ["JsonLog", "ProgressBar", "Report", "TensorBoardLog", "peak_memory_mb"]
+__all__ = ["EncodingBar", "JsonLog", "ProgressBar", "Report", "TensorBoardLog", "peak_memory_mb"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,29 @@ class ProgressBar:
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class EncodingBar:
+    """Bar for the encoding of a folder, which appears with its first clip; called with clips done and clips in all."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        self._bar: Progress = Bar(console=Console(stderr=True))
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> EncodingBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("encoding clips", total=total)
+        self._bar.update(self._task, completed=done)
 
 
 class TensorBoardLog:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -87,13 +89,38 @@ class MovingDigitsSource:
         return [clips[p] for p in positions]
 
 
-def open_sources(data: DataOptions, tokenizer: VisualTokenizer, seed: int) -> tuple[ClipSource, ClipSource]:
-    """Training clips and held-back ones. Raises ValueError for a data set that does not exist or does not fit."""
+def open_sources(
+    data: DataOptions,
+    tokenizer: VisualTokenizer,
+    seed: int,
+    cache: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[ClipSource, ClipSource]:
+    """Training clips and held-back ones; ``cache`` and ``on_progress`` as in :func:`encode_folder`.
+
+    Raises ValueError for a data set that does not exist or does not fit.
+    """
+    if data.dataset.replace("_", "-") != "moving-digits":
+        from .folder_source import FolderSource, encode_folder
+
+        folder = encode_folder(data, tokenizer, cache, on_progress)
+        return tuple(
+            FolderSource(clips, seed=seed, image_fraction=data.image_fraction)
+            for clips in (folder.training, folder.held_back)
+        )  # type: ignore[return-value]
+    if tokenizer.channels != MovingDigits.channels:
+        raise ValueError(f"moving-digits are grey, the visual tokenizer has {tokenizer.channels} channels")
     training, held_back = (
         MovingDigitsSource(
-            tokenizer, split=split, seed=number, num_frames=data.num_frames, height=data.height, width=data.width,
-            two_digit_share=data.two_digit_share, image_fraction=data.image_fraction,
+            tokenizer,
+            split=split,
+            seed=number,
+            num_frames=data.num_frames,
+            height=data.height,
+            width=data.width,
+            two_digit_share=data.two_digit_share,
+            image_fraction=data.image_fraction,
         )
         for split, number in (("train", seed), ("test", 0))
-    )  # fmt: skip
+    )
     return training, held_back

@@ -40,6 +40,7 @@ class Trainer:
         config: of the run. resume: continue from the latest checkpoint; without it the folder must hold none.
         sources: training and validation clips in place of those that ``config.data`` names.
         tokenizers: visual and text tokenizer in place of those that ``config.data`` names.
+        on_encode: called with clips encoded and clips in all while a folder is encoded, which happens once.
 
     Attributes:
         step: optimiser steps done.
@@ -56,6 +57,7 @@ class Trainer:
         resume: bool = False,
         sources: tuple[ClipSource, ClipSource] | None = None,
         tokenizers: tuple[VisualTokenizer, TextTokenizer] | None = None,
+        on_encode: Callable[[int, int], None] | None = None,
     ) -> None:
         self.config = config
         run, vocabulary = config.train, config.vocabulary
@@ -72,7 +74,9 @@ class Trainer:
         self.model = self._build_model()
         self._optimizer = Optimizer(self.model, config.optimizer)
         self._average = AveragedWeights(self._optimizer.parameters, config.optimizer.ema)
-        training, held_back = sources or open_sources(config.data, self.visual_tokenizer, run.seed)
+        training, held_back = sources or open_sources(
+            config.data, self.visual_tokenizer, run.seed, self.out / "codes.safetensors", on_encode
+        )
         self._batches, self._validation = (
             BatchMaker(source, self.text_tokenizer, vocabulary, config.diffusion, seed=seed,
                        max_tokens=self.model.config.max_position_embeddings, round_tokens=run.round_tokens)
@@ -115,7 +119,7 @@ class Trainer:
                 self._minutes += seconds / 60
                 done = self.fraction() >= 1.0
                 validate = run.validate_steps and (done or self.step % run.validate_steps == 0)
-                if done or validate or self.step % run.log_steps == 0:
+                if done or caught or validate or self.step % run.log_steps == 0:
                     validation = self.validate() if validate else None
                     report = window.report(self.step, self.fraction(), self._minutes, validation)
                     for listener in listeners:
@@ -135,7 +139,7 @@ class Trainer:
         run = self.config.train
         begin = self.step * run.batch_size * run.accumulation
         batches = [self._batches.batch(begin + i * run.batch_size, run.batch_size) for i in range(run.accumulation)]
-        num_rows = sum(len(batch.rows) for batch in batches)
+        num_rows = max(1, sum(len(batch.rows) for batch in batches))  # a lone masked token may be a row end
         factor = schedule_factor(self.step, self.fraction(), self.config.optimizer)
         loss, losses = 0.0, []
         for batch in batches:

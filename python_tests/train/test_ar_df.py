@@ -1,0 +1,162 @@
+"""Corruption of samples against the original's numbers and against its rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumos_engine.io.checkpoint import load_safetensors
+from lumos_engine.layout import SequenceLayout, Vocabulary
+from lumos_engine.layout.segments import Frame
+from lumos_engine.model import LumosConfig, LumosModel
+from lumos_engine.ops import masked_linear_cross_entropy
+from lumos_engine.train.ar_df import IGNORED, Sample, corrupt, corrupt_with
+from lumos_engine.train.batches import pack
+from lumos_engine.train.config import DiffusionOptions
+from lumos_engine.tubes import TubePattern
+
+from .conftest import VOCABULARY
+
+GOLDEN_VOCABULARY = Vocabulary(
+    bos=0, sep=100, image_start=101, image_end=102, newline=103, video_start=104, video_end=105, mask=106, size_zero=110,
+    number_tokens=64, visual_begin=192, visual_size=128,
+)  # fmt: skip
+
+
+def sample(frames: int, height: int = 2, width: int = 4, text: int = 5) -> Sample:
+    codes = (torch.arange(frames * height * width) % VOCABULARY.visual_size).view(frames, height, width)
+    return Sample([VOCABULARY.bos, *range(300, 300 + text), VOCABULARY.sep], VOCABULARY.video_header(1, 6), codes)
+
+
+def draw(seed: int, frames: int, mode: str = "tube", content: int = 10) -> TubePattern:
+    return TubePattern.sample(frames, content, mode, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_golden_sample(golden_dir: Path) -> None:
+    golden = load_safetensors(golden_dir / "train_A_video.safetensors")
+    clean, masked, labels = (golden[name][0] for name in ("clean_input_ids", "masked_input_ids", "masked_labels"))
+    vocabulary = GOLDEN_VOCABULARY
+    begin = (clean == vocabulary.video_start).nonzero()[0, 0].item()
+    layout = SequenceLayout.from_tokens(clean, vocabulary)
+    frames = [s for s in layout.sequences[0] if isinstance(s, Frame)]
+    content = clean[layout.content].view(len(frames), frames[0].height, frames[0].row_tokens)
+    original = Sample(
+        clean[:begin].tolist(), clean[begin : begin + 3].tolist(), content[..., :-1] - vocabulary.visual_begin
+    )
+    pattern = TubePattern((masked == vocabulary.mask)[layout.content].view(len(frames), -1), "tube", (0.0,))
+    ours = corrupt_with(original, vocabulary, pattern)
+    assert torch.equal(ours.tokens, masked)
+    # The original labels masked newlines and leaves them out of the loss; here only what the loss reads has a label.
+    expected = torch.where(labels >= vocabulary.visual_begin, labels, IGNORED)
+    assert torch.equal(ours.labels, expected)
+
+    manifest = json.loads((golden_dir / "manifest.json").read_text())["files"]
+    weights = "model_A_hd64_gqa.weights.safetensors"
+    config = LumosConfig.from_dict(manifest[weights]["meta"]["config"])
+    model = LumosModel.from_weights(config, load_safetensors(golden_dir / weights))
+    batch = pack([ours], vocabulary, "mask", range(1))
+    weight = model.lm_head.weight[vocabulary.visual_begin : vocabulary.visual_end]
+    loss, per_row = masked_linear_cross_entropy(
+        model.hidden_states(batch.tokens, batch.layout), weight, batch.targets, batch.rows
+    )
+    assert float(loss) == pytest.approx(float(golden["loss"]), abs=2e-5)
+    for k in range(len(frames)):
+        assert float(per_row[batch.frames == k].mean()) == pytest.approx(
+            float(golden[f"aux.tmp_closs_CE_frame{k}"]), abs=2e-5
+        )
+
+
+@pytest.mark.parametrize("history", ["mask", "drop", "keep"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_labels_are_the_masked_codes(history: str, frames: int) -> None:
+    pattern = draw(1, frames)
+    out = corrupt_with(sample(frames), VOCABULARY, pattern, history=history)
+    layout = pack([out], VOCABULARY, history, range(1)).layout
+    assert len(out.tokens) == len(out.labels) == layout.num_tokens
+    labelled = out.labels != IGNORED
+    assert bool((out.tokens[labelled] == VOCABULARY.mask).all())
+    assert bool(VOCABULARY.is_visual(out.labels[labelled]).all())
+    masked = out.tokens == VOCABULARY.mask
+    assert int(masked.sum()) == int(pattern.masked.sum())  # newlines are masked in the input ...
+    codes = pattern.masked.view(frames, 2, 5)[..., :4]
+    assert torch.equal(
+        out.labels[labelled], (sample(frames).codes + VOCABULARY.visual_begin)[codes]
+    )  # ... and not in the loss
+
+
+def test_keep_sees_clean_copies() -> None:
+    clip = sample(3)
+    out = corrupt_with(clip, VOCABULARY, draw(2, 3), history="keep")
+    layout = pack([out], VOCABULARY, "keep", range(1)).layout
+    assert layout.clean_frames == (2,)
+    restored = torch.where(out.labels != IGNORED, out.labels, out.tokens)
+    frame = layout.frame_id.long()
+    for k in range(2):
+        codes = out.tokens[(frame == k) & layout.content & ~layout.newline]
+        assert torch.equal(codes, clip.codes[k].flatten() + VOCABULARY.visual_begin)
+        noisy = restored[(frame == 2 + k) & layout.content & ~layout.newline]
+        assert torch.equal(noisy, codes)
+    assert not bool((out.labels[frame < 2] != IGNORED).any())
+    rows = pack([out], VOCABULARY, "keep", range(1)).frames
+    assert rows.unique().tolist() == [0, 1, 2]
+
+
+def test_drop_hides_masked_tokens() -> None:
+    out = corrupt_with(sample(2), VOCABULARY, draw(3, 2), history="drop")
+    assert out.hidden is not None
+    assert torch.equal(out.hidden, out.tokens == VOCABULARY.mask)
+    layout = pack([out], VOCABULARY, "drop", range(1)).layout
+    assert layout.hidden is not None and torch.equal(layout.hidden, out.hidden)
+
+
+def test_text_drop_cuts_to_video_start() -> None:
+    clip, pattern = sample(2), draw(4, 2)
+    whole = corrupt_with(clip, VOCABULARY, pattern)
+    cut = corrupt_with(clip, VOCABULARY, pattern, drop_text=True)
+    assert int(cut.tokens[0]) == VOCABULARY.video_start
+    assert torch.equal(cut.tokens, whole.tokens[len(clip.text) :])
+    assert torch.equal(cut.labels, whole.labels[len(clip.text) :])
+    layout = SequenceLayout.from_segments([cut.segments], strides=VOCABULARY.strides)
+    assert layout.positions[layout.content][0].tolist() == [6, 6, 6]
+
+
+def test_clean_prefix_and_visible_newlines() -> None:
+    clip, pattern = sample(3), draw(5, 3)
+    out = corrupt_with(clip, VOCABULARY, pattern, clean_frames=2, mask_newlines=False)
+    layout = pack([out], VOCABULARY, "mask", range(1)).layout
+    early = (layout.frame_id >= 0) & (layout.frame_id < 2)
+    assert not bool((out.tokens[early] == VOCABULARY.mask).any())
+    assert bool((out.labels[early] == IGNORED).all())
+    assert bool((out.tokens[layout.newline] == VOCABULARY.newline).all())
+    assert bool((out.labels != IGNORED).any())
+
+
+@given(
+    seed=st.integers(0, 2**32), frames=st.integers(1, 4), mode=st.sampled_from(["tube", "random", "diffusion_forcing"])
+)
+def test_corrupt_is_a_function_of_the_generator(seed: int, frames: int, mode: str) -> None:
+    options = DiffusionOptions(mask_mode=mode, text_drop=0.5, clean_prefix_probability=0.5)  # type: ignore[arg-type]
+    a, b = (corrupt(sample(frames), VOCABULARY, options, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert torch.equal(a.tokens, b.tokens) and torch.equal(a.labels, b.labels)
+    assert bool((a.tokens[a.labels != IGNORED] == VOCABULARY.mask).all())
+
+
+def test_frequencies_of_the_draws() -> None:
+    options = DiffusionOptions(text_drop=0.1, clean_prefix_probability=0.3)
+    generator = torch.Generator().manual_seed(0)
+    outs = [corrupt(sample(3), VOCABULARY, options, generator) for _ in range(600)]
+    dropped = sum(int(out.tokens[0]) == VOCABULARY.video_start for out in outs) / len(outs)
+    assert 0.06 < dropped < 0.14
+    layouts = [SequenceLayout.from_segments([out.segments], strides=VOCABULARY.strides) for out in outs]
+    first = [
+        next(k for k in range(3) if bool((out.tokens[layout.frame_id == k] == VOCABULARY.mask).any()))
+        for out, layout in zip(outs, layouts, strict=True)
+    ]
+    assert 0.23 < sum(k > 0 for k in first) / len(first) < 0.37
+    assert set(first) == {0, 1, 2}
