@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -41,19 +41,21 @@ def main(argv: Sequence[str]) -> int:
 
     from ..io.atomic import write_json_atomic
     from ..train.curve import training_curve
-    from ..train.progress import EncodingBar, JsonLog, ProgressBar, TensorBoardLog
+    from ..train.progress import EncodingBar, JsonLog, Listener, ProgressBar, TensorBoardLog
     from ..train.trainer import Trainer
 
     with nullcontext() if quiet else EncodingBar() as on_encode:
         trainer = Trainer(config, resume=resume, on_encode=on_encode)
     with ExitStack() as stack:
-        listeners = [JsonLog(trainer.out / "train.jsonl", trainer.step)]
+        listeners: list[Listener] = []
+        kinds: list[Callable[[], Listener]] = [lambda: JsonLog(trainer.out / "train.jsonl", trainer.step)]
         if config.train.tensorboard:
-            listeners.append(TensorBoardLog(trainer.out / "tensorboard"))
+            kinds.append(lambda: TensorBoardLog(trainer.out / "tensorboard"))
         if not quiet:
-            listeners.append(ProgressBar())
-        for listener in listeners:
-            stack.callback(listener.close)
+            kinds.append(ProgressBar)
+        for make in kinds:  # each is closed even where making the next one fails
+            listeners.append(make())
+            stack.callback(listeners[-1].close)
         received = trainer.run(listeners)
     log = trainer.out / "train.jsonl"
     if log.stat().st_size:

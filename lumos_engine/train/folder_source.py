@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -96,12 +97,10 @@ def _encode(
     )
     clips = []
     for i in range(len(dataset)):
-        try:
+        with suppress(MediaError):
             clip = dataset.sample(i)
-        except MediaError:
-            continue
-        frames = torch.from_numpy(clip.frames)
-        clips.append(CodedClip(tokenizer.encode(frames).clone(), clip.caption, len(clip.frames), round(clip.fps)))
+            codes = tokenizer.encode(torch.from_numpy(clip.frames)).clone()
+            clips.append(CodedClip(codes, clip.caption, len(clip.frames), round(clip.fps)))
         if on_progress is not None:
             on_progress(i + 1, len(dataset))
     return clips
