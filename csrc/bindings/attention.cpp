@@ -26,7 +26,7 @@ lumos_attention_params query_side(const Tensor& q, const Tensor& intervals, cons
                                   const Tensor& lse, double scale, int num_threads) {
   expect(q, "q", q.dtype, {-1, -1, -1}, true);
   expect(out, "out", q.dtype, q.shape);
-  expect(lse, "lse", LUMOS_FLOAT32, {q.shape[0], q.shape[1]});
+  if (lse.data) expect(lse, "lse", LUMOS_FLOAT32, {q.shape[0], q.shape[1]});
   expect(intervals, "intervals", LUMOS_INT32, {q.shape[0], 5});
   lumos_attention_params params{};
   params.dtype = q.dtype;
@@ -46,7 +46,7 @@ lumos_attention_params query_side(const Tensor& q, const Tensor& intervals, cons
 lumos_attention_params block_params(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& intervals,
                                     const Tensor& hidden, const Tensor& tile_rows, const Tensor& row_offsets,
                                     const Tensor& row_runs, double scale, const Tensor& out, const Tensor& lse,
-                                    int num_threads) {
+                                    const Tensor& row_state, int num_threads) {
   lumos_attention_params params = query_side(q, intervals, tile_rows, out, lse, scale, num_threads);
   expect(k, "k", q.dtype, {q.shape[0], -1, q.shape[2]}, true);
   expect(v, "v", q.dtype, k.shape, true);
@@ -55,6 +55,8 @@ lumos_attention_params block_params(const Tensor& q, const Tensor& k, const Tens
   params.num_kv_heads = k.shape[1];
   params.k = tokens(k);
   params.v = tokens(v);
+  if (row_state.data) expect(row_state, "row_state", LUMOS_FLOAT32, {q.shape[0], q.shape[1], 2});
+  params.row_state = row_state.as<float>();
   params.hidden = hidden.as<uint8_t>();
   params.key_tiles = params.query_tiles;
   params.rows = runs(row_offsets, row_runs, params.query_tiles.num_tiles);
@@ -63,19 +65,20 @@ lumos_attention_params block_params(const Tensor& q, const Tensor& k, const Tens
 
 void block_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& intervals, const Tensor& hidden,
                      const Tensor& tile_rows, const Tensor& row_offsets, const Tensor& row_runs, double scale,
-                     const Tensor& out, const Tensor& lse, int num_threads) {
+                     const Tensor& out, const Tensor& lse, const Tensor& row_state, int num_threads) {
   call(lumos_cpu_block_attention, block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out,
-                                               lse, num_threads));
+                                               lse, row_state, num_threads));
 }
 
 void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
-                              const Tensor& out, const Tensor& lse, const Tensor& intervals, const Tensor& hidden,
+                              const Tensor& out, const Tensor& row_state, const Tensor& intervals, const Tensor& hidden,
                               const Tensor& tile_rows, const Tensor& row_offsets, const Tensor& row_runs,
                               const Tensor& col_offsets, const Tensor& col_runs, double scale, const Tensor& grad_q,
                               const Tensor& grad_k, const Tensor& grad_v, int num_threads) {
   lumos_attention_backward_params params{};
   params.forward =
-      block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, lse, num_threads);
+      block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state, num_threads);
+  expect(row_state, "row_state", LUMOS_FLOAT32, {q.shape[0], q.shape[1], 2});
   expect(grad_out, "grad_out", q.dtype, q.shape, true);
   expect(grad_q, "grad_q", q.dtype, q.shape);
   expect(grad_k, "grad_k", q.dtype, k.shape);

@@ -212,7 +212,7 @@ class SequenceLayout:
             positions = token_positions(table, grid, strides)
         lengths = np.diff(table.cu_seqlens)
         sequence_id = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        return cls._from_parts(
+        layout = cls._from_parts(
             num_tokens=table.total_tokens,
             num_sequences=len(sequences),
             sequences=sequences,
@@ -230,6 +230,8 @@ class SequenceLayout:
             permutation=None,
             _table=table,
         )
+        layout.schedule()  # now, so that torch.compile finds tensors where it would otherwise have to trace numpy
+        return layout
 
     @classmethod
     def _from_parts(cls, **parts: Any) -> SequenceLayout:
@@ -251,7 +253,9 @@ class SequenceLayout:
             if tuple(hidden.shape) != (self.num_tokens,):
                 raise ValueError(f"hidden must have shape ({self.num_tokens},), got {tuple(hidden.shape)}")
             hidden = hidden.to(self.positions.device, copy=True).contiguous()
-        return self._from_parts(**{**self._parts(), "hidden": hidden})
+        layout = self._from_parts(**{**self._parts(), "hidden": hidden})
+        layout.schedule()  # as in _of
+        return layout
 
     def to(self, device: torch.device | str) -> SequenceLayout:
         """The layout with its tensors on `device`; itself when they are there. Schedules stay on the CPU and are shared."""

@@ -53,7 +53,7 @@ def block_attention(
     if chosen == "reference":
         return registry.reference("attention").block_attention(q, k, v, layout, scale=scale)
     schedule = layout.schedule()
-    out, lse = torch.ops.lumos._block_attention(
+    out, lse, _ = torch.ops.lumos._block_attention(
         q,
         k,
         v,
@@ -95,18 +95,19 @@ def _forward_cpu(
     col_offsets: Tensor,
     col_runs: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (registry.rows_contiguous("block_attention", name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    results = _forward_fake(q)
     schedule = (intervals, hidden, tiles, row_offsets, row_runs)
     registry.extension().block_attention(
-        *map(registry.view, (q, k, v, *schedule)), scale, registry.view(out), registry.view(lse), torch.get_num_threads()
+        *map(registry.view, (q, k, v, *schedule)), scale, *map(registry.view, results), torch.get_num_threads()
     )
-    return out, lse
+    return results
 
 
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = q.shape[:2]
+    return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32), q.new_empty((*rows, 2), dtype=torch.float32)
 
 
 def _backward_cpu(
@@ -115,7 +116,7 @@ def _backward_cpu(
     k: Tensor,
     v: Tensor,
     out: Tensor,
-    lse: Tensor,
+    row_state: Tensor,
     intervals: Tensor,
     hidden: Tensor | None,
     tiles: Tensor,
@@ -130,7 +131,7 @@ def _backward_cpu(
     grads = _backward_fake(grad_out, q, k, v)
     schedule = (intervals, hidden, tiles, row_offsets, row_runs, col_offsets, col_runs)
     registry.extension().block_attention_backward(
-        *map(registry.view, (grad_out, q, k, v, out.contiguous(), lse.contiguous(), *schedule)),
+        *map(registry.view, (grad_out, q, k, v, out.contiguous(), row_state.contiguous(), *schedule)),
         scale,
         *map(registry.view, grads),
         torch.get_num_threads(),
@@ -142,17 +143,18 @@ def _backward_fake(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, scale = inputs
     q, k, v, *schedule = tensors
-    ctx.save_for_backward(q, k, v, *output, *schedule)
+    out, lse, row_state = output
+    ctx.save_for_backward(q, k, v, out, row_state, *schedule)
     ctx.scale = scale
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(lse, row_state)
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, *schedule = ctx.saved_tensors
-    grads = torch.ops.lumos._block_attention_backward(grad_out, q, k, v, out, lse, *schedule, ctx.scale)
+def _backward(ctx: Any, grad_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, row_state, *schedule = ctx.saved_tensors
+    grads = torch.ops.lumos._block_attention_backward(grad_out, q, k, v, out, row_state, *schedule, ctx.scale)
     return (*grads, *(None for _ in schedule), None)
 
 
@@ -161,14 +163,14 @@ _SCHEDULE = (
     "Tensor col_offsets, Tensor col_runs, float scale"
 )
 registry.define(
-    f"_block_attention(Tensor q, Tensor k, Tensor v, {_SCHEDULE}) -> (Tensor, Tensor)",
+    f"_block_attention(Tensor q, Tensor k, Tensor v, {_SCHEDULE}) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_backward,
 )
 registry.define(
-    f"_block_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SCHEDULE})"
+    f"_block_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor row_state, {_SCHEDULE})"
     " -> (Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
     fake=_backward_fake,

@@ -48,6 +48,7 @@ typedef struct lumos_attention_params {
   lumos_tokens q, k, v;
   void* out;   // [query tokens, heads, head_dim], contiguous
   float* lse;  // [query tokens, heads], contiguous, natural logarithm
+  float* row_state;  // [query tokens, heads, 2]: greatest score m in base 2, and sum of 2^(score - m); NULL if there is no backward
 
   const int32_t* intervals;  // [query tokens, 5]: the mask rule, lumos/visibility.h
   const uint8_t* hidden;     // [key tokens] or NULL: keys hidden as history; packed keys only
@@ -61,7 +62,7 @@ typedef struct lumos_attention_params {
 } lumos_attention_params;
 
 typedef struct lumos_attention_backward_params {
-  lumos_attention_params forward;  // out and lse are read
+  lumos_attention_params forward;  // out and row_state are read; lse is not
   lumos_tokens grad_out;           // [tokens, heads, head_dim]
   void* grad_q;                    // [tokens, heads, head_dim], contiguous
   void* grad_k;                    // [tokens, kv_heads, head_dim], contiguous

@@ -14,14 +14,14 @@ inline int64_t forward_scratch_floats(int64_t tiles, int64_t group, int64_t head
   return tiles * group * kTile * (2 * head_dim + 2) + 3 * kTile * head_dim;
 }
 
-// q, grad_out, grad_q; lse and delta; packed K, V and K transposed.
+// q, grad_out, grad_q; maximum, 1 / sum and delta; packed K, V, both also transposed.
 inline int64_t grad_q_scratch_floats(int64_t tiles, int64_t group, int64_t head_dim) {
-  return tiles * group * kTile * (3 * head_dim + 2) + 4 * kTile * head_dim;
+  return tiles * group * kTile * (3 * head_dim + 3) + 4 * kTile * head_dim;
 }
 
-// k, v, grad_k, grad_v of each tile; packed q and grad_out, both also transposed; lse and delta.
+// k, v, grad_k, grad_v of each tile; packed q and grad_out, both also transposed; maximum, 1 / sum and delta.
 inline int64_t grad_kv_scratch_floats(int64_t tiles, int64_t head_dim) {
-  return tiles * kTile * 4 * head_dim + 4 * kTile * head_dim + 2 * kTile;
+  return tiles * kTile * 4 * head_dim + 4 * kTile * head_dim + 3 * kTile;
 }
 
 }  // namespace lumos

@@ -1,9 +1,10 @@
 // Attention backward: two passes, each of which owns what it writes, so that there are no atomics.
 //
-//   p = 2^(s - lse),  delta = sum_d grad_out out,  ds = p (grad_out v' - delta)
+//   p = 2^(s - maximum) / sum,  delta = sum_d grad_out out,  ds = p (grad_out v' - delta)
 //   grad_q = scale ds k   over key tiles;      grad_v = p' grad_out,  grad_k = scale ds' q   over query tiles (the transposed schedule)
 //
-// with s and lse in base 2. A pair that is not seen has p = ds = 0 and is skipped where an operand is not finite.
+// with s times scale * log2(e), and the maximum and the sum of the forward: p has its accuracy whatever the size of lse. A pair that is not seen has p = ds = 0 and is
+// skipped where an operand is not finite.
 #include <cmath>
 
 #include "cpu/simd_math.h"
@@ -13,11 +14,12 @@
 namespace lumos::LUMOS_ISA {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+constexpr double kLog2E = 1.4426950408889634;
 
-// weights = 2^(scores - lse); slopes = weights (slopes - delta); both 0 where not seen. One vector of columns.
-LUMOS_INLINE void softmax_slope(float* weights, float* slopes, vec lse, vec delta, uint64_t seen, bool whole) {
-  vec p = exp2(load(weights) - lse);
+// weights = 2^(factor weights - maximum) inverse; slopes = weights (slopes - delta); both 0 where not seen. One vector of columns.
+LUMOS_INLINE void softmax_slope(float* weights, float* slopes, float factor, vec maximum, vec inverse, vec delta, uint64_t seen,
+                                bool whole) {
+  vec p = exp2(load(weights) * factor - maximum) * inverse;
   vec ds = p * (load(slopes) - delta);
   if (!whole) {
     p = select(seen, p, vec{});
@@ -36,26 +38,42 @@ LUMOS_INLINE void accumulate(int rows, const TileMask& mask, int first_row, bool
   }
 }
 
-// Base-2 lse and delta of a query tile, 0 behind its end.
-void pack_rows_state(const lumos_attention_params& p, const float* delta, const Tile& tile, int64_t head, float* lse2,
-                     float* tile_delta) {
-  for (int r = 0; r < kTileTokens; ++r) {
-    const int64_t token = tile.slot_begin + r;
-    lse2[r] = r < tile.num_tokens ? static_cast<float>(p.lse[token * p.num_heads + head] * kLog2E) : 0.0f;
-    tile_delta[r] = r < tile.num_tokens ? delta[head * p.num_query_tokens + token] : 0.0f;
+// Of each query: maximum, 1 / sum and delta.
+struct RowState {
+  float *maximum, *inverse, *delta;
+
+  explicit RowState(float* memory, int64_t rows) : maximum(memory), inverse(memory + rows), delta(memory + 2 * rows) {}
+
+  // Rows first .. first + 63 from a query tile; 0 behind its end.
+  void pack(const lumos_attention_params& p, const float* all_delta, const Tile& tile, int64_t head, int64_t first) {
+    for (int r = 0; r < kTileTokens; ++r) {
+      const int64_t token = tile.slot_begin + r, row = token * p.num_heads + head;
+      const bool inside = r < tile.num_tokens;
+      maximum[first + r] = inside ? p.row_state[2 * row] : 0.0f;
+      inverse[first + r] = inside ? 1.0f / p.row_state[2 * row + 1] : 0.0f;
+      delta[first + r] = inside ? all_delta[head * p.num_query_tokens + token] : 0.0f;
+    }
   }
-}
+};
 
 template <class T>
 void delta_tokens(const lumos_attention_backward_params& b, int64_t begin, int64_t end, float* delta) {
+  // The order of tile_scores: where a query sees one key, out is that v and ds is exactly 0. Several chains side by side.
+  constexpr int kChains = 8;
   const auto& p = b.forward;
-  for (int64_t token = begin; token < end; ++token) {
-    for (int64_t head = 0; head < p.num_heads; ++head) {
-      const T* grad = query_row<T>(b.grad_out, token, head);
-      const T* out = static_cast<const T*>(p.out) + (token * p.num_heads + head) * p.head_dim;
-      vec sum{};
-      for (int64_t d = 0; d < p.head_dim; d += kLanes) sum = fma(load(grad + d), load(out + d), sum);
-      delta[head * p.num_query_tokens + token] = horizontal_sum(sum);
+  for (int64_t head = 0; head < p.num_heads; ++head) {
+    for (int64_t token = begin; token < end; token += kChains) {
+      const T *grad[kChains], *out[kChains];
+      float sum[kChains] = {};
+      for (int i = 0; i < kChains; ++i) {
+        const int64_t t = token + i < end ? token + i : end - 1;
+        grad[i] = query_row<T>(b.grad_out, t, head);
+        out[i] = static_cast<const T*>(p.out) + (t * p.num_heads + head) * p.head_dim;
+      }
+      for (int64_t d = 0; d < p.head_dim; ++d) {
+        for (int i = 0; i < kChains; ++i) sum[i] = fma(to_float(grad[i][d]), to_float(out[i][d]), sum[i]);
+      }
+      for (int i = 0; i < kChains && token + i < end; ++i) delta[head * p.num_query_tokens + token + i] = sum[i];
     }
   }
 }
@@ -67,15 +85,15 @@ void grad_q_block(const lumos_attention_backward_params& b, int64_t kv_head, int
   const int head_dim = static_cast<int>(p.head_dim);
   const int64_t num_tiles = end - begin, group = p.num_heads / p.num_kv_heads, states = num_tiles * group;
   const int64_t tile_floats = kTileTokens * p.head_dim;
-  float* q = scratch;                          // [tiles, group, 64, head_dim], times scale log2(e)
+  const float factor = static_cast<float>(p.scale * kLog2E);
+  float* q = scratch;                          // [tiles, group, 64, head_dim]
   float* grad_out = q + states * tile_floats;  // [tiles, group, 64, head_dim]
   float* acc = grad_out + states * tile_floats;
   float* k = acc + states * tile_floats;  // [64, head_dim]
   float* k_columns = k + tile_floats;     // [head_dim, 64]
   float* v = k_columns + tile_floats;
   float* v_columns = v + tile_floats;
-  float* lse2 = v_columns + tile_floats;  // [tiles, group, 64]
-  float* row_delta = lse2 + states * kTileTokens;
+  RowState row_state(v_columns + tile_floats, states * kTileTokens);
 
   RunCursor cursors[kMaxBlockTiles];
   for (int64_t i = 0; i < num_tiles; ++i) {
@@ -83,10 +101,10 @@ void grad_q_block(const lumos_attention_backward_params& b, int64_t kv_head, int
     const Tile tile = tile_at(p.query_tiles, begin + i);
     for (int64_t h = 0; h < group; ++h) {
       const int64_t state = i * group + h, head = kv_head * group + h;
-      pack_queries<T>(p.q, tile, head, static_cast<float>(p.scale * kLog2E), head_dim, q + state * tile_floats);
-      pack_queries<T>(b.grad_out, tile, head, 1.0f, head_dim, grad_out + state * tile_floats);
+      pack_queries<T>(p.q, tile, head, head_dim, q + state * tile_floats);
+      pack_queries<T>(b.grad_out, tile, head, head_dim, grad_out + state * tile_floats);
       zero_rows(acc + state * tile_floats, 0, head_dim);
-      pack_rows_state(p, delta, tile, head, lse2 + state * kTileTokens, row_delta + state * kTileTokens);
+      row_state.pack(p, delta, tile, head, state * kTileTokens);
     }
   }
 
@@ -113,8 +131,9 @@ void grad_q_block(const lumos_attention_backward_params& b, int64_t kv_head, int
           for (int r0 = 0; r0 < rows; ++r0) {
             const uint64_t seen = mask.whole ? 0 : mask.rows[r + r0];
             for (int t = 0; t < keys.num_tokens; t += kLanes) {
-              softmax_slope(weights + r0 * kTileTokens + t, slopes + r0 * kTileTokens + t, broadcast(lse2[row + r0]),
-                            broadcast(row_delta[row + r0]), seen >> t, mask.whole);
+              softmax_slope(weights + r0 * kTileTokens + t, slopes + r0 * kTileTokens + t, factor,
+                            broadcast(row_state.maximum[row + r0]), broadcast(row_state.inverse[row + r0]),
+                            broadcast(row_state.delta[row + r0]), seen >> t, mask.whole);
             }
           }
           accumulate(rows, mask, r, skip, slopes, k, head_dim, keys.num_tokens, acc + row * head_dim);
@@ -139,16 +158,16 @@ void grad_kv_block(const lumos_attention_backward_params& b, int64_t kv_head, in
   const auto& p = b.forward;
   const int head_dim = static_cast<int>(p.head_dim);
   const int64_t num_tiles = end - begin, group = p.num_heads / p.num_kv_heads, tile_floats = kTileTokens * p.head_dim;
+  const float factor = static_cast<float>(p.scale * kLog2E);
   float* k = scratch;  // [tiles, 64, head_dim], and so the next three
   float* v = k + num_tiles * tile_floats;
   float* grad_k = v + num_tiles * tile_floats;
   float* grad_v = grad_k + num_tiles * tile_floats;
-  float* q = grad_v + num_tiles * tile_floats;  // [64, head_dim], times scale log2(e)
+  float* q = grad_v + num_tiles * tile_floats;  // [64, head_dim]
   float* q_columns = q + tile_floats;           // [head_dim, 64]
   float* grad_out = q_columns + tile_floats;
   float* grad_out_columns = grad_out + tile_floats;
-  float* lse2 = grad_out_columns + tile_floats;  // [64]
-  float* column_delta = lse2 + kTileTokens;      // [64]
+  RowState column_state(grad_out_columns + tile_floats, kTileTokens);
 
   RunCursor cursors[kMaxBlockTiles];
   for (int64_t i = 0; i < num_tiles; ++i) {
@@ -164,11 +183,11 @@ void grad_kv_block(const lumos_attention_backward_params& b, int64_t kv_head, in
     const Tile queries = tile_at(p.query_tiles, j);
     for (int64_t h = 0; h < group; ++h) {
       const int64_t head = kv_head * group + h;
-      pack_queries<T>(p.q, queries, head, static_cast<float>(p.scale * kLog2E), head_dim, q);
+      pack_queries<T>(p.q, queries, head, head_dim, q);
       transpose(q, queries.num_tokens, head_dim, q_columns);
-      pack_queries<T>(b.grad_out, queries, head, 1.0f, head_dim, grad_out);
+      pack_queries<T>(b.grad_out, queries, head, head_dim, grad_out);
       transpose(grad_out, queries.num_tokens, head_dim, grad_out_columns);
-      pack_rows_state(p, delta, queries, head, lse2, column_delta);
+      column_state.pack(p, delta, queries, head, 0);
       for (int64_t i = 0; i < num_tiles; ++i) {
         if (!cursors[i].meets(j)) continue;
         const Tile keys = tile_at(p.key_tiles, begin + i);
@@ -186,8 +205,9 @@ void grad_kv_block(const lumos_attention_backward_params& b, int64_t kv_head, in
           for (int r0 = 0; r0 < rows; ++r0) {
             const uint64_t seen = mask.whole ? 0 : mask.rows[r + r0];
             for (int t = 0; t < queries.num_tokens; t += kLanes) {
-              softmax_slope(weights + r0 * kTileTokens + t, slopes + r0 * kTileTokens + t, load(lse2 + t),
-                            load(column_delta + t), seen >> t, mask.whole);
+              softmax_slope(weights + r0 * kTileTokens + t, slopes + r0 * kTileTokens + t, factor,
+                            load(column_state.maximum + t), load(column_state.inverse + t), load(column_state.delta + t),
+                            seen >> t, mask.whole);
             }
           }
           accumulate(rows, mask, r, skip_grad, weights, grad_out, head_dim, queries.num_tokens, grad_v + row * head_dim);
@@ -202,7 +222,7 @@ void grad_kv_block(const lumos_attention_backward_params& b, int64_t kv_head, in
     for (int r = 0; r < keys.num_tokens; ++r) {
       const int64_t row = ((keys.slot_begin + r) * p.num_kv_heads + kv_head) * head_dim;
       const int64_t from = (i * kTileTokens + r) * head_dim;
-      store_row(grad_k + from, static_cast<float>(kLn2), head_dim, static_cast<T*>(b.grad_k) + row);
+      store_row(grad_k + from, p.scale, head_dim, static_cast<T*>(b.grad_k) + row);
       store_row(grad_v + from, 1.0f, head_dim, static_cast<T*>(b.grad_v) + row);
     }
   }

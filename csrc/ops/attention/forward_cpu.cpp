@@ -1,7 +1,6 @@
 // Attention forward: online softmax over key tiles, for a block of query tiles that share each packed key tile.
 //
-// q is scaled by scale * log2(e) once, so scores are base-2 logarithms. The running maximum rises, and the sums are rescaled, for
-// each row by itself.
+// Scores are times scale * log2(e): base-2 logarithms. The running maximum rises, and the sums are rescaled, for each row by itself.
 #include <cmath>
 
 #include "cpu/simd_math.h"
@@ -16,20 +15,20 @@ constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 // One row of scores becomes weights 2^(score - maximum), 0 where not seen; its sums are rescaled when the maximum rises. The columns
 // behind the first `Vectors` vectors are not seen and left alone.
 template <int Vectors>
-LUMOS_INLINE void softmax_row(float* scores, uint64_t seen, bool whole, int head_dim, float* maximum, float* sum, float* acc) {
+LUMOS_INLINE void softmax_row(float* scores, float factor, uint64_t seen, bool whole, int head_dim, float* maximum, float* sum,
+                              float* acc) {
   vec x[Vectors];
   for (int j = 0; j < Vectors; ++j) {
-    x[j] = load(scores + j * kLanes);
+    x[j] = load(scores + j * kLanes) * factor;
     if (!whole) x[j] = select(seen >> (j * kLanes), x[j], broadcast(-INFINITY));
   }
   vec top = x[0];
   for (int j = 1; j < Vectors; ++j) top = max(x[j], top);
   const float tile_maximum = horizontal_max(top);
   if (tile_maximum > *maximum) {
-    float factor[kLanes];
-    store(factor, exp2(broadcast(*maximum - tile_maximum)));
-    for (int d = 0; d < head_dim; d += kLanes) store(acc + d, load(acc + d) * broadcast(factor[0]));
-    *sum *= factor[0];
+    const float shrink = exp2(broadcast(*maximum - tile_maximum))[0];
+    for (int d = 0; d < head_dim; d += kLanes) store(acc + d, load(acc + d) * shrink);
+    *sum *= shrink;
     *maximum = tile_maximum;
   }
   vec total{};
@@ -51,7 +50,8 @@ class ForwardBlock {
         begin_(begin),
         num_tiles_(end - begin),
         group_(params.num_heads / params.num_kv_heads),
-        head_dim_(static_cast<int>(params.head_dim)) {
+        head_dim_(static_cast<int>(params.head_dim)),
+        factor_(static_cast<float>(params.scale * kLog2E)) {
     const int64_t states = num_tiles_ * group_, tile_floats = kTileTokens * params.head_dim;
     q_ = scratch;
     acc_ = q_ + states * tile_floats;
@@ -60,9 +60,8 @@ class ForwardBlock {
     rows_ = v_ + tile_floats;
     maximum_ = rows_ + tile_floats;
     sum_ = maximum_ + states * kTileTokens;
-    const float factor = static_cast<float>(params.scale * kLog2E);
     for (int64_t state = 0; state < states; ++state) {
-      pack_queries<T>(p_.q, query_tile(state), query_head(state), factor, head_dim_, q_ + state * tile_floats);
+      pack_queries<T>(p_.q, query_tile(state), query_head(state), head_dim_, q_ + state * tile_floats);
       zero_rows(acc_ + state * tile_floats, 0, head_dim_);
       for (int r = 0; r < kTileTokens; ++r) {
         maximum_[state * kTileTokens + r] = -INFINITY;
@@ -111,10 +110,11 @@ class ForwardBlock {
         const uint64_t seen = mask.whole ? 0 : mask.rows[r + i];
         float* maximum = &maximum_[state * kTileTokens + r + i];
         float* sum = &sum_[state * kTileTokens + r + i];
+        float* out = acc + (r + i) * head_dim_;
         if (keys.num_tokens <= kTileTokens / 4) {
-          softmax_row<kTileTokens / 4 / kLanes>(row, seen, mask.whole, head_dim_, maximum, sum, acc + (r + i) * head_dim_);
+          softmax_row<kTileTokens / 4 / kLanes>(row, factor_, seen, mask.whole, head_dim_, maximum, sum, out);
         } else {
-          softmax_row<kTileTokens / kLanes>(row, seen, mask.whole, head_dim_, maximum, sum, acc + (r + i) * head_dim_);
+          softmax_row<kTileTokens / kLanes>(row, factor_, seen, mask.whole, head_dim_, maximum, sum, out);
         }
       }
       if (skip) {
@@ -133,6 +133,10 @@ class ForwardBlock {
       const int64_t row = (tile.slot_begin + r) * p_.num_heads + query_head(state);
       const bool nothing = sum == 0.0f;  // a row that sees a key has a weight of 1
       p_.lse[row] = nothing ? -INFINITY : static_cast<float>((maximum + log2(static_cast<double>(sum))) * kLn2);
+      if (p_.row_state) {
+        p_.row_state[2 * row] = maximum;
+        p_.row_state[2 * row + 1] = sum;
+      }
       T* out = static_cast<T*>(p_.out) + row * head_dim_;
       for (int d = 0; d < head_dim_; d += kLanes) {
         store(out + d, nothing ? vec{} : load(acc + d) / broadcast(sum) + 0.0f);
@@ -143,6 +147,7 @@ class ForwardBlock {
   const lumos_attention_params& p_;
   const int64_t kv_head_, begin_, num_tiles_, group_;
   const int head_dim_;
+  const float factor_;      // scale log2(e)
   float *q_, *acc_;         // [tiles, group, 64, head_dim]
   float *k_, *v_, *rows_;   // K transposed [head_dim, 64]; V, and K before transposition, [64, head_dim]
   float *maximum_, *sum_;   // [tiles, group, 64]

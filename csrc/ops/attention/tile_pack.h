@@ -34,19 +34,19 @@ LUMOS_INLINE const T* key_row(const lumos_attention_params& p, const lumos_token
 }
 
 template <class T>
-LUMOS_INLINE void copy_row(const T* from, float factor, int head_dim, float* to) {
-  for (int d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d) * broadcast(factor));
+LUMOS_INLINE void copy_row(const T* from, int head_dim, float* to) {
+  for (int d = 0; d < head_dim; d += kLanes) store(to + d, load(from + d));
 }
 
 static inline void zero_rows(float* rows, int first, int head_dim) {
   for (int i = first * head_dim; i < kTileTokens * head_dim; i += kLanes) store(rows + i, vec{});
 }
 
-// rows[t, :] = factor * tokens[t, head, :];  rows [64, head_dim].
+// rows[t, :] = tokens[t, head, :];  rows [64, head_dim].
 template <class T>
-void pack_queries(const lumos_tokens& tokens, const Tile& tile, int64_t head, float factor, int head_dim, float* rows) {
+void pack_queries(const lumos_tokens& tokens, const Tile& tile, int64_t head, int head_dim, float* rows) {
   for (int t = 0; t < tile.num_tokens; ++t) {
-    copy_row(query_row<T>(tokens, tile.slot_begin + t, head), factor, head_dim, rows + t * head_dim);
+    copy_row(query_row<T>(tokens, tile.slot_begin + t, head), head_dim, rows + t * head_dim);
   }
   zero_rows(rows, tile.num_tokens, head_dim);
 }
@@ -55,7 +55,7 @@ template <class T>
 void pack_keys(const lumos_attention_params& p, const lumos_tokens& tokens, const Tile& tile, int64_t head, int head_dim,
                float* rows) {
   for (int t = 0; t < tile.num_tokens; ++t) {
-    copy_row(key_row<T>(p, tokens, tile.sequence, tile.slot_begin + t, head), 1.0f, head_dim, rows + t * head_dim);
+    copy_row(key_row<T>(p, tokens, tile.sequence, tile.slot_begin + t, head), head_dim, rows + t * head_dim);
   }
   zero_rows(rows, tile.num_tokens, head_dim);
 }

@@ -1,0 +1,347 @@
+"""block_attention: forward and backward against the reference, and what is promised about bits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import lumos_engine._C as extension
+from lumos_engine import Frame, SequenceLayout, Text, ops
+from lumos_engine.ops import _registry as registry
+from lumos_engine.testing import eager, poison, strategies, tolerances
+
+ISAS = extension.available_isas()
+Inputs = tuple[SequenceLayout, Tensor, Tensor, Tensor]
+VIDEO: list[Text | Frame] = [Text(7), Frame(8, 8, newlines=True, header=3, footer=1), Frame(8, 8, newlines=True), Text(70)]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = extension.cpu_isa()
+    extension.set_cpu_isa(request.param)
+    yield request.param
+    extension.set_cpu_isa(before)
+
+
+def inputs_of(layout: SequenceLayout, heads: int = 4, kv_heads: int = 2, head_dim: int = 64, seed: int = 0) -> list[Tensor]:
+    return [
+        strategies.randn((layout.num_tokens, count, head_dim), torch.float32, seed + i)
+        for i, count in enumerate((heads, kv_heads, kv_heads))
+    ]
+
+
+def with_gradients(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, layout: SequenceLayout, **options: object) -> list[Tensor]:
+    """[out, lse, dq, dk, dv]"""
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    function = eager.block_attention if options.pop("eager", False) else ops.block_attention
+    out, lse = function(*leaves, layout, **options)  # type: ignore[operator]
+    # A layout whose queries see nothing leaves eager torch without a graph to some of them.
+    grads = torch.autograd.grad(out, leaves, grad, allow_unused=True)
+    grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
+    return [out.detach(), lse.detach(), *grads]
+
+
+def worst_of_eager(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, layout: SequenceLayout, exact: list[Tensor], **options: object
+) -> list[Tensor]:
+    """with_gradients of eager torch; of four orders of head_dim, which are equal but for rounding, the worst of each element.
+
+    A result of few elements may be right by luck in one order, and so say nothing about the dtype's error.
+    """
+    worst: list[Tensor] = []
+    for seed in range(4):
+        order = torch.randperm(q.shape[2], generator=torch.Generator().manual_seed(seed))
+        back = order.argsort()
+        results = with_gradients(q[..., order], k[..., order], v, grad, layout, eager=True, **options)
+        results[2:4] = [x[..., back] for x in results[2:4]]
+        for i, (result, right) in enumerate(zip(results, exact, strict=True)):
+            if seed:
+                farther = (result - right).abs() > (worst[i] - right).abs()
+                worst[i] = torch.where(farther, result, worst[i])
+            else:
+                worst.append(result)
+    return worst
+
+
+NAMES = ("out", "lse", "grad_q", "grad_k", "grad_v")
+
+
+@given(case=strategies.attention_inputs(), scale=st.sampled_from([None, 0.3, -1.0, 0.0]), seed=strategies.seeds())
+def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float | None, seed: int) -> None:
+    layout, q, k, v = case
+    grad = strategies.randn(q.shape, q.dtype, seed)
+    exact = with_gradients(q.double(), k.double(), v.double(), grad.double(), layout, scale=scale, backend="reference")
+    baseline = worst_of_eager(q, k, v, grad, layout, exact, scale=scale)
+    for level in ISAS:
+        extension.set_cpu_isa(level)
+        with poison.poisoned_outputs():
+            actual = with_gradients(q, k, v, grad, layout, scale=scale)
+        for name, *results in zip(NAMES, actual, exact, baseline, strict=True):
+            tolerances.assert_within_bound(*results, name=f"{name} ({level})")
+
+
+@given(case=strategies.attention_inputs(), seed=strategies.seeds())
+def test_packing_changes_no_bit(case: Inputs, seed: int) -> None:
+    layout, q, k, v = case
+    grad = strategies.randn(q.shape, q.dtype, seed)
+    alone = with_gradients(q, k, v, grad, layout)
+    before = [[Text(3)], [Frame(9, 9), Text(2)]]
+    lengths = [sum(s.num_tokens for s in segments) for segments in (*before, *layout.sequences)]
+    bounds = SequenceLayout.from_segments(before).intervals
+    extra = lengths[0] + lengths[1]
+    packed_layout = SequenceLayout.from_intervals(
+        lengths,
+        torch.cat((bounds, layout.intervals)),
+        hidden=None if layout.hidden is None else torch.cat((torch.zeros(extra, dtype=torch.bool), layout.hidden)),
+        segments=[*before, *map(list, layout.sequences)],
+    )
+    q2, k2, v2, grad2 = (
+        torch.cat((strategies.randn((extra, *x.shape[1:]), x.dtype, 5), x)) for x in (q, k, v, grad)
+    )
+    packed = with_gradients(q2, k2, v2, grad2, packed_layout)
+    for name, left, right in zip(NAMES, alone, packed, strict=True):
+        tolerances.assert_bitwise_equal(right[extra:], left, name)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_threads_change_no_bit(threads: int, isa: str) -> None:
+    layout = SequenceLayout.from_segments([VIDEO, [Text(5)], VIDEO[1:3]])
+    q, k, v = inputs_of(layout)
+    grad = torch.randn_like(q)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = with_gradients(q, k, v, grad, layout)
+        torch.set_num_threads(threads)
+        for _ in range(3):
+            for name, left, right in zip(NAMES, one, with_gradients(q, k, v, grad, layout), strict=True):
+                tolerances.assert_bitwise_equal(right, left, name)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_later_frame_changes_no_earlier_bit(isa: str) -> None:
+    layout = SequenceLayout.from_segments([VIDEO])
+    q, k, v = inputs_of(layout)
+    begin = layout.segments(0)[2][1]  # the second frame
+    out, lse = ops.block_attention(q, k, v, layout)
+    for x in (q, k, v):
+        x[begin:] = torch.randn_like(x[begin:]) * 100
+    changed, changed_lse = ops.block_attention(q, k, v, layout)
+    tolerances.assert_bitwise_equal(changed[:begin], out[:begin])
+    tolerances.assert_bitwise_equal(changed_lse[:begin], lse[:begin])
+    assert not torch.equal(changed, out)
+
+
+@given(case=strategies.attention_inputs(layouts=strategies.hidden_layouts()), seed=strategies.seeds())
+def test_keys_that_nobody_sees_may_hold_nan(case: Inputs, seed: int) -> None:
+    layout, q, k, v = case
+    grad = strategies.randn(q.shape, q.dtype, seed)
+    clean = with_gradients(q, k, v, grad, layout)
+    dirty = with_gradients(q, *poison.poison_unseen_keys(k, v, layout), grad, layout)
+    for name, left, right in zip(NAMES, clean, dirty, strict=True):
+        tolerances.assert_bitwise_equal(right, left, name)
+
+
+@pytest.mark.parametrize("poisoned", ["q", "k", "v", "grad"])
+def test_nan_stays_with_the_tokens_that_see_it(poisoned: str, isa: str) -> None:
+    """Of one token in the second frame: earlier tokens see neither its key nor, in the backward, it as a query."""
+    layout = SequenceLayout.from_segments([VIDEO])
+    begin, end = layout.segments(0)[2][1:]
+    tensors = dict(zip(("q", "k", "v"), inputs_of(layout), strict=True))
+    tensors["grad"] = torch.randn_like(tensors["q"])
+    clean = with_gradients(**tensors, layout=layout)
+    tensors[poisoned][end - 3] = float("nan")
+    out, lse, grad_q, grad_k, grad_v = with_gradients(**tensors, layout=layout)
+    for name, actual, expected in zip(NAMES[:3], (out, lse, grad_q), clean, strict=False):
+        tolerances.assert_bitwise_equal(actual[:begin], expected[:begin], name)
+    later = SequenceLayout.from_segments([VIDEO[3:]]).num_tokens
+    if poisoned in ("q", "grad"):  # later keys are not seen by that query
+        tolerances.assert_bitwise_equal(grad_k[-later:], clean[3][-later:], "grad_k")
+        tolerances.assert_bitwise_equal(grad_v[-later:], clean[4][-later:], "grad_v")
+        assert grad_k[:begin].isnan().all()
+    else:
+        assert out[begin:].isnan().any()
+
+
+def test_a_row_that_sees_a_nan_score_alone_is_nan() -> None:
+    layout = SequenceLayout.from_segments([[Text(1)]])
+    q, k, v = inputs_of(layout)
+    out, lse = ops.block_attention(q, k.fill_(float("nan")), v, layout)
+    assert out.isnan().all()
+    assert lse.isnan().all()
+
+
+def test_rows_that_see_nothing(isa: str) -> None:
+    layout = SequenceLayout.from_intervals([40], torch.tensor([[0, 0, 5, 0, 0]] * 20 + [[0, 0, 0, 0, 0]] * 20))
+    q, k, v = inputs_of(layout)
+    q[20:] = float("nan")
+    grad = torch.randn_like(q)
+    grad[20:] = float("nan")
+    with poison.poisoned_outputs():
+        out, lse, grad_q, grad_k, grad_v = with_gradients(q, k, v, grad, layout)
+    assert bool((out[20:] == 0).all())
+    assert bool((lse[20:] == -torch.inf).all())
+    assert bool((grad_q[20:] == 0).all())
+    assert bool((grad_k[5:] == 0).all())
+    assert bool((grad_v[5:] == 0).all())
+    assert all(bool(x.isfinite().all()) for x in (grad_q, grad_k, grad_v, out))
+
+
+def test_run_to_run_equality(isa: str) -> None:
+    layout = SequenceLayout.from_segments([VIDEO, VIDEO])
+    q, k, v = inputs_of(layout)
+    grad = torch.randn_like(q)
+    first = with_gradients(q, k, v, grad, layout)
+    for _ in range(5):
+        for name, left, right in zip(NAMES, first, with_gradients(q, k, v, grad, layout), strict=True):
+            tolerances.assert_bitwise_equal(right, left, name)
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 30.0, 1e4])
+def test_large_and_tiny_scores(magnitude: float, isa: str) -> None:
+    layout = SequenceLayout.from_segments([[Text(150)]])
+    q, k, v = inputs_of(layout)
+    q = q * magnitude
+    exact, exact_lse = ops.block_attention(q.double(), k.double(), v.double(), layout, backend="reference")
+    baseline, baseline_lse = eager.block_attention(q, k, v, layout)
+    out, lse = ops.block_attention(q, k, v, layout)
+    tolerances.assert_within_bound(out, exact, baseline)
+    tolerances.assert_within_bound(lse, exact_lse, baseline_lse)
+
+
+def test_a_last_dimension_that_is_not_contiguous_is_copied_and_counted() -> None:
+    layout = SequenceLayout.from_segments([[Text(9)]])
+    q, k, v = inputs_of(layout)
+    strided = torch.empty(9, 4, 128)[..., ::2].copy_(q)
+    before = registry.copies["block_attention.q"]
+    tolerances.assert_bitwise_equal(
+        ops.block_attention(strided, k, v, layout)[0], ops.block_attention(q, k, v, layout)[0]
+    )
+    assert registry.copies["block_attention.q"] == before + 1
+
+
+def test_a_gradient_that_is_expanded() -> None:
+    layout = SequenceLayout.from_segments([[Text(9)]])
+    q, k, v = (x.requires_grad_() for x in inputs_of(layout))
+    summed = torch.autograd.grad(ops.block_attention(q, k, v, layout)[0].sum(), (q, k, v))
+    ones = torch.autograd.grad(ops.block_attention(q, k, v, layout)[0], (q, k, v), torch.ones_like(q))
+    for left, right in zip(summed, ones, strict=True):
+        tolerances.assert_bitwise_equal(left, right)
+
+
+def test_the_reference_has_the_right_gradients() -> None:
+    layout = SequenceLayout.from_segments([[Text(3), Frame(2, 2), Frame(1, 2)]])
+    q, k, v = (x.double().requires_grad_() for x in inputs_of(layout, 2, 1, 32))
+    assert torch.autograd.gradcheck(lambda *x: ops.block_attention(*x, layout, backend="reference")[0], (q, k, v))
+
+
+def test_opcheck() -> None:
+    layout = SequenceLayout.from_segments([[Text(3), Frame(2, 2)]]).with_hidden(torch.arange(7) == 4)
+    schedule = layout.schedule()
+    rows = (schedule.tiles, schedule.row_offsets, schedule.row_runs, schedule.col_offsets, schedule.col_runs)
+    tensors = [x.requires_grad_() for x in inputs_of(layout, 2, 1, 32)]
+    torch.library.opcheck(
+        torch.ops.lumos._block_attention.default, (*tensors, layout.intervals, layout.hidden, *rows, 0.2)
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiles_as_one_graph_for_any_layout() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda q, k, v, layout: ops.block_attention(q * 2, k, v, layout)[0] + 1, fullgraph=True, backend="aot_eager"
+    )
+    for text in (3, 5, 9, 70):
+        layout = SequenceLayout.from_segments([[Text(text), Frame(5, 5)]])
+        q, k, v = (x.requires_grad_() for x in inputs_of(layout, 2, 1, 32))
+        out, expected = compiled(q, k, v, layout), ops.block_attention(q * 2, k, v, layout)[0] + 1
+        tolerances.assert_bitwise_equal(out, expected)
+        grad = torch.randn_like(out)
+        for left, right in zip(
+            torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+        ):
+            tolerances.assert_bitwise_equal(left, right)
+
+
+def test_bad_arguments_are_named() -> None:
+    layout = SequenceLayout.from_segments([[Text(9)]])
+    q, k, v = inputs_of(layout)
+    other = SequenceLayout.from_segments([[Text(10)]])
+    cases: list[tuple[type[Exception], str, tuple[object, ...]]] = [
+        (TypeError, "q has dtype float64; allowed: float32, bfloat16", (q.double(), k, v, layout)),
+        (TypeError, "k has dtype bfloat16; allowed: float32", (q, k.bfloat16(), v, layout)),
+        (TypeError, "v is a list", (q, k, [1], layout)),
+        (ValueError, r"q has shape \(9, 256\)", (q.flatten(1), k, v, layout)),
+        (ValueError, r"v has shape \(8, 2, 64\)", (q, k, v[:8], layout)),
+        (ValueError, "k has 2 heads and v has 1", (q, k, v[:, :1], layout)),
+        (ValueError, "q has 3 heads, k has 2", (q[:, :3], k, v, layout)),
+        (ValueError, "head_dim is 48; it must be a multiple of 32", (q[..., :48], k[..., :48], v[..., :48], layout)),
+        (ValueError, "layout has 10 tokens, q has 9", (q, k, v, other)),
+        (TypeError, "layout is a int", (q, k, v, 3)),
+        (ValueError, "k is on meta; it must be on cpu", (q, k.to("meta"), v, layout)),
+    ]
+    for error, message, arguments in cases:
+        with pytest.raises(error, match=f"block_attention: {message}"):
+            ops.block_attention(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="backend is 'tpu'; allowed: reference, cpu, cuda"):
+        ops.block_attention(q, k, v, layout, backend="tpu")
+    with pytest.raises(RuntimeError, match="no CUDA kernels; move the tensors to the CPU"):
+        ops.block_attention(q, k, v, layout, backend="cuda")
+
+
+def test_a_schedule_that_does_not_add_up_is_refused() -> None:
+    layout = SequenceLayout.from_segments([[Text(9), Frame(9, 9)]])
+    q, k, v = inputs_of(layout)
+    s = layout.schedule()
+    good = [s.tiles, s.row_offsets, s.row_runs, s.col_offsets, s.col_runs]
+
+    def call(place: int, change: Tensor) -> None:
+        rows = list(good)
+        rows[place] = change
+        torch.ops.lumos._block_attention(q, k, v, layout.intervals, None, *rows, 0.1)
+
+    far = s.tiles.clone()
+    far[-1, 0] = 10_000
+    beyond = s.row_runs.clone()
+    beyond[-1, 1] = 99
+    falling = s.row_offsets.clone()
+    falling[1] = 50
+    for place, change in ((0, far), (0, s.tiles[:-1]), (2, beyond), (1, falling)):
+        with pytest.raises(ValueError, match="tiles|runs|offsets"):
+            call(place, change)
+
+
+def test_use_backend() -> None:
+    layout = SequenceLayout.from_segments([[Text(9)]])
+    q, k, v = (x.double() for x in inputs_of(layout))
+    with ops.use_backend("reference"):
+        assert ops.block_attention(q, k, v, layout)[0].dtype == torch.float64
+    with pytest.raises(TypeError, match="q has dtype float64"):
+        ops.block_attention(q, k, v, layout)
+    with pytest.raises(ValueError, match="backend is 'gpu'"), ops.use_backend("gpu"):
+        pass
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_the_environment_lowers_the_instruction_set(name: str) -> None:
+    code = "import lumos_engine._C as extension; print(extension.cpu_isa())"
+    environment = {**os.environ, "LUMOS_CPU_ISA": name}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == name
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    code = "import lumos_engine._C as extension; print(extension.cpu_isa())"
+    environment = {**os.environ, "LUMOS_CPU_ISA": "sse9"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"LUMOS_CPU_ISA is 'sse9'; this build and processor allow {', '.join(ISAS)}" in done.stderr
