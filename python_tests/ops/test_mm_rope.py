@@ -112,6 +112,17 @@ def test_parity_rounds_cosine_and_sine(inputs: tuple[Tensor, Tensor]) -> None:
     assert error <= (2 if x.dtype == torch.bfloat16 else 8)
 
 
+@pytest.mark.parametrize("half", [0, 1])
+def test_parity_rounds_before_the_product(half: int) -> None:
+    """With one half of x zero each product of two bf16 numbers is exact in fp32: the backends must agree in every bit."""
+    x, positions = example(dtype=torch.bfloat16)
+    x.unflatten(-1, (2, -1))[..., half, :] = 0.0
+    rounded, exact = (ops.mm_rope(x, positions, parity=parity, backend="cpu") for parity in (True, False))
+    assert torch.equal(rounded, ops.mm_rope(x, positions, parity=True, backend="reference"))
+    for part in (rounded, exact), (rounded.flip(-1), exact.flip(-1)):
+        assert not torch.equal(*(x[..., :32] for x in part))
+
+
 def ulps(actual: Tensor, expected: Tensor) -> float:
     """Largest difference in units of the last place at the largest value of ``expected``."""
     if not actual.numel():
