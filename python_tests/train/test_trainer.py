@@ -226,3 +226,12 @@ def test_log_of_a_resumed_run_has_each_step_once(make_trainer: MakeTrainer) -> N
     listener.close()
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 4
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike(make_trainer: MakeTrainer) -> None:
+    eager, compiled = (make_trainer(out=str(on), train__compile=on) for on in (False, True))
+    for _ in range(4):  # batches of different sizes
+        a, b = eager.train_step(), compiled.train_step()
+        assert a.loss == pytest.approx(b.loss, abs=1e-4)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
