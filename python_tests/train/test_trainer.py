@@ -229,6 +229,7 @@ def test_log_of_a_resumed_run_has_each_step_once(make_trainer: MakeTrainer) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_layers_train_alike(make_trainer: MakeTrainer) -> None:
     eager, compiled = (make_trainer(out=str(on), train__compile=on) for on in (False, True))
     for _ in range(4):  # batches of different sizes
