@@ -32,6 +32,8 @@ class EvalDigits:
     """
     json: bool = False
     """print JSON instead of a table"""
+    markdown: Path | None = None
+    """print the Markdown tables of this stored JSON (see --out) and do nothing else"""
     out: Path | None = None
     """also write the JSON to this file"""
     sheets: Path | None = None
@@ -58,6 +60,11 @@ class EvalDigits:
     """share of a finished frame that mask and drop hide"""
 
     def run(self) -> int:
+        if self.markdown is not None:
+            from ..evals.markdown import markdown_tables
+
+            print(markdown_tables(json.loads(self.markdown.read_text())))
+            return 0
         if self.num < 1 or self.batch_size < 1:
             raise ValueError(f"--num and --batch-size must be at least 1, not {self.num} and {self.batch_size}")
         if self.out is not None and not self.out.absolute().parent.is_dir():
