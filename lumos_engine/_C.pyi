@@ -11,3 +11,66 @@ def set_cpu_isa(name: str) -> None: ...
 def merge_attention(
     out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor, num_threads: int
 ) -> None: ...
+def block_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Tensor,
+    hidden: Tensor,
+    tiles: Tensor,
+    row_offsets: Tensor,
+    row_runs: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    row_state: Tensor,
+    num_threads: int,
+) -> None: ...
+def block_attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    row_state: Tensor,
+    intervals: Tensor,
+    hidden: Tensor,
+    tiles: Tensor,
+    row_offsets: Tensor,
+    row_runs: Tensor,
+    col_offsets: Tensor,
+    col_runs: Tensor,
+    scale: float,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    num_threads: int,
+) -> None: ...
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    key_tiles: Tensor,
+    intervals: Tensor,
+    query_tiles: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    num_threads: int,
+) -> None: ...
+def mm_rope(
+    x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool, num_threads: int
+) -> None: ...
+def paged_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, num_threads: int) -> None: ...
+def tube_mask(
+    tokens: Tensor,
+    rank_uniforms: Tensor,
+    starts: Tensor,
+    spans: Tensor,
+    num_masked: Tensor,
+    mask_id: int,
+    out: Tensor,
+    mask: Tensor,
+    num_threads: int,
+) -> None: ...

@@ -34,7 +34,7 @@ def paged_attention(
         page_table: int32 ``[sequences of the step, max_pages]``: virtual slot v of sequence s lives at slot
             ``page_table[s, v // page_size] * page_size + v % page_size``. Entries that no key tile reaches may hold anything.
         key_tiles: the tiles of the keys that the cache holds, sorted by sequence; each lies in one segment. Keys that are hidden as
-            history must have been dropped from the cache: it holds what later queries see.
+            history must have been dropped from the cache.
         step: ``layout.step(...)``; the keys of its own tokens are in the cache.
         scale: factor of the scores; default ``1 / sqrt(head_dim)``.
         backend: ``"reference"`` or ``"cpu"``; default by device.
@@ -44,7 +44,8 @@ def paged_attention(
         equal those of ``block_attention`` bit for bit, at any page size and placement.
 
     Raises:
-        TypeError: wrong dtype. ValueError: shapes that do not agree, or a tile or page outside the table or the pool.
+        TypeError: wrong dtype. ValueError: shapes that do not agree, a layout with hidden keys, or a tile or page outside the table
+            or the pool.
     """
     op = "paged_attention"
     chosen = registry.select_backend(op, q, backend)
@@ -65,6 +66,8 @@ def paged_attention(
         return registry.reference("paged").paged_attention(
             q, k_pages, v_pages, page_table, key_tiles, step, scale=scale
         )
+    if step.layout.hidden is not None:
+        raise ValueError(f"{op}: step.layout has hidden keys; drop them from the cache and use the layout without them")
     factor = head_dim**-0.5 if scale is None else float(scale)
     return torch.ops.lumos._paged_attention(
         q, k_pages, v_pages, page_table, key_tiles.tiles, step.intervals, step.tiles, factor

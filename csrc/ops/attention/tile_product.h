@@ -1,7 +1,7 @@
 // The two matrix products of attention on tiles in fast memory, blocked over rows.
 //
-// Each result is one chain of fma: over head_dim in tile_scores, over the tile's tokens in tile_accumulate. So its bits depend neither
-// on the row's place, nor on the block, nor on the number of tokens of the tile.
+// The order of each sum is fixed: in tile_scores a chain of fma over each 32 of head_dim, then a chain over those; in tile_accumulate
+// a chain over the tile's tokens. So its bits depend neither on the row's place, nor on the block, nor on the number of tokens of the tile.
 #pragma once
 
 #include "cpu/simd.h"
@@ -11,21 +11,27 @@ namespace lumos::LUMOS_ISA {
 
 constexpr int kTileTokens = LUMOS_TILE_TOKENS;
 constexpr int kRows = 6;  // rows of a block: kRows * kColumns sums, kColumns operands and a broadcast fit the registers
+constexpr int kChain = 32;  // head_dim is a multiple of it; shorter chains round less
 constexpr int kColumns = kLanes == 16 ? 4 : 2;
 
 template <int R, int C>
 LUMOS_INLINE void tile_scores_columns(const float* a, const float* b, int head_dim, int c, float* scores) {
-  vec sum[R][C] = {};
-  for (int d = 0; d < head_dim; ++d) {
-    vec right[C];
-    for (int j = 0; j < C; ++j) right[j] = load(b + d * kTileTokens + c + j * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const vec left = broadcast(a[r * head_dim + d]);
-      for (int j = 0; j < C; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+  for (int first = 0; first < head_dim; first += kChain) {
+    vec sum[R][C] = {};
+    for (int d = first; d < first + kChain; ++d) {
+      vec right[C];
+      for (int j = 0; j < C; ++j) right[j] = load(b + d * kTileTokens + c + j * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const vec left = broadcast(a[r * head_dim + d]);
+        for (int j = 0; j < C; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+      }
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < C; ++j) store(scores + r * kTileTokens + c + j * kLanes, sum[r][j]);
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < C; ++j) {
+        float* score = scores + r * kTileTokens + c + j * kLanes;
+        store(score, first == 0 ? sum[r][j] : load(score) + sum[r][j]);
+      }
+    }
   }
 }
 
