@@ -8,6 +8,7 @@ import os
 import resource
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -118,20 +119,22 @@ def test_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
         load_safetensors(tmp_path / "absent.safetensors")
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Writes beyond 64 bytes fail, as on a full disk (the limit that a process can set for itself)."""
+    """Writes beyond 64 bytes fail, as on a full disk: the limit that a process can set for itself, and for its standard output too
+    where that is a file, so nothing else may happen inside."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_leaves_the_old_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_safetensors(path, {"old": torch.ones(2)})
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match=r"a\.safetensors") as caught:
+    with pytest.raises(OSError, match=r"a\.safetensors") as caught, full_disk():
         save_safetensors(path, TENSORS)
     assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert same(load_safetensors(path), {"old": torch.ones(2)})
