@@ -12,7 +12,7 @@ from .clips import Card
 from .plot import line_plot
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#0f172a;margin:2rem auto;max-width:1080px;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;color:#0f172a;margin:2rem auto;max-width:1280px;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:0}h2{font-size:1.1rem;margin:2rem 0 .6rem}p{color:#475569;margin:.3rem 0 1rem;max-width:75ch}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:1rem}
 .tables{display:flex;flex-wrap:wrap;gap:0 2.5rem}
