@@ -66,13 +66,14 @@ def with_gradients(
     return [out.detach(), lse.detach(), *grads]
 
 
-def with_more_heads(x: Tensor, seed: int, order: str) -> Tensor:
-    """Seven times as many heads on top of those of ``x``.
+ROWS = 2000  # the bound is a multiple of eager torch's largest error, and of few rows that is a matter of luck: it may be 0
 
-    The bound is a multiple of eager torch's largest error. Of few elements that is a matter of luck: it may be 0.
-    """
+
+def with_more_heads(x: Tensor, factor: int, seed: int, order: str) -> Tensor:
+    """``factor`` times as many heads, those of ``x`` in front."""
     tokens, heads, head_dim = x.shape
-    return strategies.in_order(torch.cat((x, strategies.randn((tokens, 7 * heads, head_dim), x.dtype, seed)), 1), order)
+    more = strategies.randn((tokens, (factor - 1) * heads, head_dim), x.dtype, seed)
+    return strategies.in_order(torch.cat((x, more), 1), order)
 
 
 def eager_gradients_from_out(
@@ -110,9 +111,13 @@ def farther(a: Tensor, b: Tensor, exact: Tensor) -> Tensor:
 
 @given(case=strategies.attention_inputs(), scale=st.sampled_from([None, 0.3, -1.0, 0.0]), data=st.data())
 def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float | None, data: st.DataObject) -> None:
-    layout, seed = case[0], data.draw(st.integers(0, 2**30))
-    q, k, v = (with_more_heads(x, seed + i, data.draw(strategies.memory_orders())) for i, x in enumerate(case[1:], 1))
-    grad = strategies.randn(q.shape, q.dtype, seed)
+    layout, seed = case[0], data.draw(strategies.seeds()) // 2
+    factor = max(1, ROWS // case[1].shape[:2].numel())
+    orders = [data.draw(strategies.memory_orders()) for _ in range(3)]
+    q, k, v = (
+        with_more_heads(x, factor, seed + i, order) for i, (x, order) in enumerate(zip(case[1:], orders, strict=True))
+    )
+    grad = strategies.randn(q.shape, q.dtype, seed + 3)
     exact = with_gradients(q.double(), k.double(), v.double(), grad.double(), layout, scale=scale, backend="reference")
     baseline = with_gradients(q, k, v, grad, layout, scale=scale, eager=True)
     if q.dtype == torch.float32:
@@ -123,7 +128,8 @@ def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float |
         with poison.poisoned_outputs():
             actual = with_gradients(q, k, v, grad, layout, scale=scale)
         for name, *results in zip(NAMES, actual, exact, baseline, strict=True):
-            tolerances.assert_within_bound(*results, name=f"{name} ({level})")
+            terms = int(layout.cu_seqlens.diff().max()) if name.startswith("grad") else 1  # sums over tokens
+            tolerances.assert_within_bound(*results, name=f"{name} ({level})", terms=terms)
 
 
 @given(case=strategies.attention_inputs(), seed=strategies.seeds())

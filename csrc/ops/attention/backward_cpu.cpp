@@ -64,7 +64,7 @@ void delta_tokens(const lumos_attention_backward_params& b, int64_t begin, int64
   for (int64_t head = 0; head < p.num_heads; ++head) {
     for (int64_t token = begin; token < end; token += kChains) {
       const T *grad[kChains], *out[kChains];
-      float sum[kChains];
+      float sum[kChains] = {};
       for (int i = 0; i < kChains; ++i) {
         const int64_t t = token + i < end ? token + i : end - 1;
         grad[i] = query_row<T>(b.grad_out, t, head);
@@ -75,7 +75,7 @@ void delta_tokens(const lumos_attention_backward_params& b, int64_t begin, int64
         for (int64_t d = first; d < first + kChain; ++d) {
           for (int i = 0; i < kChains; ++i) part[i] = fma(to_float(grad[i][d]), to_float(out[i][d]), part[i]);
         }
-        for (int i = 0; i < kChains; ++i) sum[i] = first == 0 ? part[i] : sum[i] + part[i];
+        for (int i = 0; i < kChains; ++i) sum[i] += part[i];
       }
       for (int i = 0; i < kChains && token + i < end; ++i) delta[head * p.num_query_tokens + token + i] = sum[i];
     }

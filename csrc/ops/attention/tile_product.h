@@ -1,6 +1,6 @@
 // The two matrix products of attention on tiles in fast memory, blocked over rows.
 //
-// The order of each sum is fixed: in tile_scores a chain of fma over each 32 of head_dim, then a chain over those; in tile_accumulate
+// The order of each sum is fixed: in tile_scores a chain of fma over each 16 of head_dim, then a chain over those; in tile_accumulate
 // a chain over the tile's tokens. So its bits depend neither on the row's place, nor on the block, nor on the number of tokens of the tile.
 #pragma once
 
@@ -11,7 +11,7 @@ namespace lumos::LUMOS_ISA {
 
 constexpr int kTileTokens = LUMOS_TILE_TOKENS;
 constexpr int kRows = 6;  // rows of a block: kRows * kColumns sums, kColumns operands and a broadcast fit the registers
-constexpr int kChain = 32;  // head_dim is a multiple of it; shorter chains round less
+constexpr int kChain = 16;  // head_dim is a multiple of it; shorter chains round less
 constexpr int kColumns = kLanes == 16 ? 4 : 2;
 
 template <int R, int C>
