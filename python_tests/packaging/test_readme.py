@@ -1,0 +1,25 @@
+"""The README's example runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_python_example(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    result = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("(1, 32, 32, 3)") == 13
+    assert (tmp_path / "three.mp4").stat().st_size > 0
+
+
+def test_commands_exist() -> None:
+    from lumos_engine.cli.main import COMMANDS
+
+    named = set(re.findall(r"^lumos (\w+)", README.read_text(), re.MULTILINE))
+    assert named and named <= set(COMMANDS)
