@@ -8,7 +8,9 @@ namespace {
 
 lumos_tokens tokens(const Tensor& tensor) { return {tensor.data, tensor.strides[0], tensor.strides[1], 0}; }
 
-lumos_tokens pages(const Tensor& tensor) { return {tensor.data, tensor.strides[1], tensor.strides[2], tensor.strides[0]}; }
+lumos_tokens pages(const Tensor& tensor) {
+  return {tensor.data, tensor.strides[1], tensor.strides[2], tensor.strides[0]};
+}
 
 lumos_tiles tiles(const Tensor& tensor, const char* name) {
   expect(tensor, name, LUMOS_INT32, {-1, 4});
@@ -22,8 +24,8 @@ lumos_tile_runs runs(const Tensor& offsets, const Tensor& rows, int64_t num_tile
 }
 
 // What packed and paged attention have in common: queries, results, the mask.
-lumos_attention_params query_side(const Tensor& q, const Tensor& intervals, const Tensor& query_tiles, const Tensor& out,
-                                  const Tensor& lse, double scale, int num_threads) {
+lumos_attention_params query_side(const Tensor& q, const Tensor& intervals, const Tensor& query_tiles,
+                                  const Tensor& out, const Tensor& lse, double scale, int num_threads) {
   expect(q, "q", q.dtype, {-1, -1, -1}, true);
   expect(out, "out", q.dtype, q.shape);
   if (lse.data) expect(lse, "lse", LUMOS_FLOAT32, {q.shape[0], q.shape[1]});
@@ -76,8 +78,8 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
                               const Tensor& col_offsets, const Tensor& col_runs, double scale, const Tensor& grad_q,
                               const Tensor& grad_k, const Tensor& grad_v, int num_threads) {
   lumos_attention_backward_params params{};
-  params.forward =
-      block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state, num_threads);
+  params.forward = block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state,
+                                num_threads);
   expect(row_state, "row_state", LUMOS_FLOAT32, {q.shape[0], q.shape[1], 2});
   expect(grad_out, "grad_out", q.dtype, q.shape, true);
   expect(grad_q, "grad_q", q.dtype, q.shape);

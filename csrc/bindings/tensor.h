@@ -1,4 +1,4 @@
-// Tensors as Python passes them: the tuple (data_ptr, dtype code, shape, strides in elements), or None for an absent one.
+// Tensors as Python passes them: the tuple (data_ptr, dtype code, shape, strides in elements), or None for none.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,8 +25,8 @@ struct Tensor {
   }
 };
 
-// Throws ValueError unless `tensor` has this dtype and this shape and is contiguous; -1 stands for any extent. The Python side
-// has checked already and says it better; this keeps a direct caller of _C from reading outside an array.
+// Throws ValueError unless `tensor` has this dtype and this shape and is contiguous; -1 stands for any extent. The
+// Python side has checked already and says it better; this keeps a direct caller of _C from reading outside an array.
 inline void expect(const Tensor& tensor, const char* name, lumos_dtype dtype, const std::vector<int64_t>& shape,
                    bool last_dimension_only = false) {
   bool good = tensor.dtype == dtype && tensor.shape.size() == shape.size();

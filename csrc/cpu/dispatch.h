@@ -1,24 +1,40 @@
 // Run-time choice between the copies of a kernel, one per instruction set.
 //
-//   LUMOS_DECLARE_KERNEL(void, mm_rope_rows, (const lumos_mm_rope_params& params, int64_t begin, int64_t end))   in a header
-//   namespace lumos::LUMOS_ISA { void mm_rope_rows(...) {...} }                                                  in <op>_cpu.cpp
-//   auto* kernel = LUMOS_SELECT_KERNEL(mm_rope_rows);                                                            in the launcher
+// In a header:
+//   LUMOS_DECLARE_KERNEL(void, mm_rope_rows, (const lumos_mm_rope_params& params, int64_t begin, int64_t end))
+//
+// In <op>_cpu.cpp:
+//   namespace lumos::LUMOS_ISA {
+//   void mm_rope_rows(...) {...}
+//   }
+//
+// In the launcher:
+//   auto* kernel = LUMOS_SELECT_KERNEL(mm_rope_rows);
 #pragma once
 
 #include "cpu/isa.h"
 
 #if defined(__x86_64__)
-#define LUMOS_DECLARE_KERNEL(result, name, arguments)   \
-  namespace lumos {                                     \
-  namespace portable { result name arguments; }         \
-  namespace avx2 { result name arguments; }             \
-  namespace avx512 { result name arguments; }           \
+#define LUMOS_DECLARE_KERNEL(result, name, arguments) \
+  namespace lumos {                                   \
+  namespace portable {                                \
+  result name arguments;                              \
+  }                                                   \
+  namespace avx2 {                                    \
+  result name arguments;                              \
+  }                                                   \
+  namespace avx512 {                                  \
+  result name arguments;                              \
+  }                                                   \
   }
-#define LUMOS_SELECT_KERNEL(name) ::lumos::select_kernel(&::lumos::portable::name, &::lumos::avx2::name, &::lumos::avx512::name)
+#define LUMOS_SELECT_KERNEL(name) \
+  ::lumos::select_kernel(&::lumos::portable::name, &::lumos::avx2::name, &::lumos::avx512::name)
 #else
 #define LUMOS_DECLARE_KERNEL(result, name, arguments) \
   namespace lumos {                                   \
-  namespace portable { result name arguments; }       \
+  namespace portable {                                \
+  result name arguments;                              \
+  }                                                   \
   }
 #define LUMOS_SELECT_KERNEL(name) (&::lumos::portable::name)
 #endif

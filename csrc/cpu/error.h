@@ -21,8 +21,7 @@ struct Error : std::runtime_error {
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-inline void
-require(bool condition, const char* format, ...) {
+inline void require(bool condition, const char* format, ...) {
   if (condition) return;
   char message[240];
   va_list arguments;

@@ -1,7 +1,7 @@
 // Vectors of float for kernel files, in the namespace of their instruction set.
 //
-// All arithmetic is IEEE and named: fma() is one rounding where the instruction set has it and two roundings where it has not,
-// the same in every loop of that instruction set (the build sets -ffp-contract=off).
+// All arithmetic is IEEE and named: fma() is one rounding where the instruction set has it and two roundings where it
+// has not, the same in every loop of that instruction set (the build sets -ffp-contract=off).
 #pragma once
 
 #include <cstdint>

@@ -39,7 +39,7 @@ LUMOS_INLINE float horizontal_max(vec x) {
 }
 
 // Minimax polynomial of (2^f - 1) / f on [-0.5, 0.5]; 2^f then has a relative error of 9.2e-9 before rounding.
-constexpr float kExp2[6] = {0x1.62e43p-1f,     0x1.ebfbep-3f,      0x1.c6af6cp-5f,
+constexpr float kExp2[6] = {0x1.62e43p-1f,  0x1.ebfbep-3f,  0x1.c6af6cp-5f,
                             0x1.3b2a54p-7f, 0x1.5f089p-10f, 0x1.44138ap-13f};
 
 // 2^x within 2 ulp; exactly 1 at 0; 0 below -126 (and at -inf); NaN stays NaN.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -15,21 +13,6 @@ from lumos_engine import SequenceLayout, Text, ops
 from lumos_engine.testing import poison, strategies, tolerances
 
 ISAS = extension.available_isas()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _restore_isa() -> Iterator[None]:
-    before = extension.cpu_isa()
-    yield
-    extension.set_cpu_isa(before)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = extension.cpu_isa()
-    extension.set_cpu_isa(request.param)
-    yield request.param
-    extension.set_cpu_isa(before)
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -25,21 +25,6 @@ VIDEO: list[Text | Frame] = [
     Frame(8, 8, newlines=True),
     Text(70),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _restore_isa() -> Iterator[None]:
-    before = extension.cpu_isa()
-    yield
-    extension.set_cpu_isa(before)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = extension.cpu_isa()
-    extension.set_cpu_isa(request.param)
-    yield request.param
-    extension.set_cpu_isa(before)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 // Attention under a SequenceLayout, over packed or paged keys.
 //
-//   out[q] = sum_k p[q, k] v[k],   p[q, :] = softmax over the visible k of scale <q, k>,   lse[q] = log sum_k exp(scale <q, k>)
+//   p[q, :] = softmax of scale <q, k> over the keys k that q sees
+//   out[q] = sum_k p[q, k] v[k]
+//   lse[q] = log sum_k exp(scale <q, k>)
 //
-// A query that sees nothing gets out = 0, lse = -inf and gradients 0. Keys that a query does not see have no influence on it, even
-// where k or v holds NaN. Heads are grouped: query head h reads key head h / (num_heads / num_kv_heads).
+// A query that sees nothing gets out = 0, lse = -inf and gradients 0. Keys that a query does not see have no influence
+// on it, even where k or v holds NaN. Heads are grouped: query head h reads key head h / (num_heads / num_kv_heads).
 //
-// Queries and keys are cut into tiles of at most 64 tokens that lie inside one segment of one sequence. Results per token depend on
-// the tiles of its own sequence alone, never on packing, page placement or the number of threads.
+// Queries and keys are cut into tiles of at most 64 tokens that lie inside one segment of one sequence. Results per
+// token depend on the tiles of its own sequence alone, never on packing, page placement or the number of threads.
 #pragma once
 
 #include <stdint.h>
@@ -22,7 +24,8 @@ enum { LUMOS_TILE_TOKENS = 64, LUMOS_MAX_HEAD_DIM = 256 };
 
 // Strides are in elements; the last dimension is contiguous.
 typedef struct lumos_tokens {
-  const void* data;  // [tokens, heads, head_dim]; keys in pages: [pages, page_size, heads, head_dim], page = page_size tokens
+  const void*
+      data;  // [tokens, heads, head_dim]; keys in pages: [pages, page_size, heads, head_dim], page = page_size tokens
   int64_t stride_token, stride_head;
   int64_t stride_page;  // keys in pages only
 } lumos_tokens;
@@ -46,16 +49,18 @@ typedef struct lumos_attention_params {
   int64_t num_heads, num_kv_heads, head_dim;
   float scale;
   lumos_tokens q, k, v;
-  void* out;   // [query tokens, heads, head_dim], contiguous
-  float* lse;  // [query tokens, heads], contiguous, natural logarithm
-  float* row_state;  // [query tokens, heads, 2]: greatest score m in base 2, and sum of 2^(score - m); NULL if there is no backward
+  void* out;         // [query tokens, heads, head_dim], contiguous
+  float* lse;        // [query tokens, heads], contiguous, natural logarithm
+  float* row_state;  // [query tokens, heads, 2]: greatest score m in base 2, and sum of 2^(score - m); NULL if there is
+                     // no backward
 
   const int32_t* intervals;  // [query tokens, 5]: the mask rule, lumos/visibility.h
   const uint8_t* hidden;     // [key tokens] or NULL: keys hidden as history; packed keys only
   lumos_tiles query_tiles, key_tiles;
   lumos_tile_runs rows;  // key tiles of each query tile
 
-  const int32_t* page_table;  // [sequences, max_pages] or NULL: slot s of a sequence lies in page page_table[s / page_size]
+  const int32_t*
+      page_table;  // [sequences, max_pages] or NULL: slot s of a sequence lies in page page_table[s / page_size]
   int64_t num_sequences, max_pages, page_size, num_pages;
 
   int num_threads;

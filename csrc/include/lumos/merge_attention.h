@@ -2,7 +2,7 @@
 //
 //   lse = log(exp(lse_a) + exp(lse_b));   out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b
 //
-// A side whose lse is -inf saw nothing and contributes exactly nothing; if neither saw anything, out = 0 and lse = -inf.
+// A side whose lse is -inf saw nothing and contributes exactly nothing. If neither saw anything, out is 0 and lse -inf.
 #pragma once
 
 #include <stdint.h>

@@ -1,8 +1,8 @@
 // The mask rule, written once for the host and the device.
 //
 // `key` and `query` are indices of tokens in their own, common sequence. The five integers of a query are
-// (sink_end, history_begin, history_end, span_begin, span_end). Keys before sink_end or inside the history are seen unless
-// they are hidden; keys inside the span (the query's own frame or text token) are always seen.
+// (sink_end, history_begin, history_end, span_begin, span_end). Keys before sink_end or inside the history are seen
+// unless they are hidden; keys inside the span (the query's own frame or text token) are always seen.
 #pragma once
 
 #include <stdint.h>

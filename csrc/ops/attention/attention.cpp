@@ -29,7 +29,8 @@ float* scratch_floats(int64_t count) { return static_cast<float*>(thread_scratch
 void run_attention_forward(const lumos_attention_params& p) {
   const int64_t group = p.num_heads / p.num_kv_heads;
   auto* kernel = LUMOS_SELECT_KERNEL(attention_forward);
-  const TileBlocks blocks(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kMaxBlockTiles / group, 1), p.num_threads);
+  const TileBlocks blocks(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kMaxBlockTiles / group, 1),
+                          p.num_threads);
   parallel_for(blocks.num_items(), p.num_threads, [&](int64_t item) {
     kernel(p, blocks.head(item), blocks.begin(item), blocks.end(item),
            scratch_floats(forward_scratch_floats(blocks.block_tiles, group, p.head_dim)));
@@ -52,7 +53,8 @@ void run_attention_backward(const lumos_attention_backward_params& b) {
   // The two passes write different outputs: their items form one list.
   auto* q_kernel = LUMOS_SELECT_KERNEL(attention_grad_q);
   auto* kv_kernel = LUMOS_SELECT_KERNEL(attention_grad_kv);
-  const TileBlocks queries(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kMaxBlockTiles / group, 1), p.num_threads);
+  const TileBlocks queries(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kMaxBlockTiles / group, 1),
+                           p.num_threads);
   const TileBlocks keys(p.key_tiles.num_tiles, p.num_kv_heads, kMaxBlockTiles, p.num_threads);
   parallel_for(queries.num_items() + keys.num_items(), p.num_threads, [&](int64_t item) {
     if (item < keys.num_items()) {
@@ -79,7 +81,8 @@ extern "C" lumos_status lumos_cpu_block_attention(const lumos_attention_params* 
 extern "C" lumos_status lumos_cpu_block_attention_backward(const lumos_attention_backward_params* params) {
   return lumos::guarded([&] {
     lumos::check_block(params->forward);
-    lumos::check_runs("col_runs", params->columns, params->forward.key_tiles.num_tiles, params->forward.query_tiles.num_tiles);
+    lumos::check_runs("col_runs", params->columns, params->forward.key_tiles.num_tiles,
+                      params->forward.query_tiles.num_tiles);
     lumos::run_attention_backward(*params);
   });
 }

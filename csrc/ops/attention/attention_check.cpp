@@ -31,8 +31,8 @@ void check_covering_tiles(const char* name, const lumos_tiles& tiles, int64_t nu
 }
 
 void check_runs(const char* name, const lumos_tile_runs& runs, int64_t num_tiles, int64_t num_others) {
-  require(runs.offsets[0] == 0 && runs.offsets[num_tiles] == runs.num_runs, "%s: offsets do not cover the %lld runs", name,
-          wide(runs.num_runs));
+  require(runs.offsets[0] == 0 && runs.offsets[num_tiles] == runs.num_runs, "%s: offsets do not cover the %lld runs",
+          name, wide(runs.num_runs));
   for (int64_t i = 0; i < num_tiles; ++i) {
     const int64_t begin = runs.offsets[i], end = runs.offsets[i + 1];
     require(0 <= begin && begin <= end && end <= runs.num_runs, "%s: offsets decrease at tile %lld", name, wide(i));
@@ -55,14 +55,16 @@ void check_paged_tiles(const lumos_attention_params& p) {
     require(previous_sequence <= sequence && sequence < p.num_sequences,
             "key_tiles: row %lld is of sequence %lld; sequences must be sorted and below %lld", wide(i), wide(sequence),
             wide(p.num_sequences));
-    require(slot >= 0 && num_tokens >= 1 && num_tokens <= LUMOS_TILE_TOKENS && row[2] >= 0 &&
-                slot + num_tokens <= p.max_pages * p.page_size,
-            "key_tiles: row %lld, slots %lld to %lld, leaves the %lld slots of the page table or has more than %d tokens",
-            wide(i), wide(slot), wide(slot + num_tokens), wide(p.max_pages * p.page_size), LUMOS_TILE_TOKENS);
+    require(
+        slot >= 0 && num_tokens >= 1 && num_tokens <= LUMOS_TILE_TOKENS && row[2] >= 0 &&
+            slot + num_tokens <= p.max_pages * p.page_size,
+        "key_tiles: row %lld, slots %lld to %lld, leaves the %lld slots of the page table or has more than %d tokens",
+        wide(i), wide(slot), wide(slot + num_tokens), wide(p.max_pages * p.page_size), LUMOS_TILE_TOKENS);
     for (int64_t page = slot / p.page_size; page <= (slot + num_tokens - 1) / p.page_size; ++page) {
       const int32_t physical = p.page_table[sequence * p.max_pages + page];
-      require(0 <= physical && physical < p.num_pages, "page_table: page %lld of sequence %lld is %d; the pool has %lld pages",
-              wide(page), wide(sequence), physical, wide(p.num_pages));
+      require(0 <= physical && physical < p.num_pages,
+              "page_table: page %lld of sequence %lld is %d; the pool has %lld pages", wide(page), wide(sequence),
+              physical, wide(p.num_pages));
     }
     previous_sequence = sequence;
   }

@@ -6,7 +6,8 @@
 
 namespace lumos {
 
-// Blocks of consecutive tiles; the tiles of a block share each packed tile of the other side. Any size gives the same bits.
+// Blocks of consecutive tiles; the tiles of a block share each packed tile of the other side. All sizes give equal
+// bits.
 struct TileBlocks {
   int64_t num_tiles, block_tiles, num_blocks, num_heads;
 

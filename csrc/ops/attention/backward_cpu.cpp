@@ -1,10 +1,11 @@
 // Attention backward: two passes, each of which owns what it writes, so that there are no atomics.
 //
 //   p = 2^(s - maximum) / sum,  delta = sum_d grad_out out,  ds = p (grad_out v' - delta)
-//   grad_q = scale ds k   over key tiles;      grad_v = p' grad_out,  grad_k = scale ds' q   over query tiles (the transposed schedule)
+//   over key tiles:                               grad_q = scale ds k
+//   over query tiles, by the transposed schedule: grad_v = p' grad_out,  grad_k = scale ds' q
 //
-// with s times scale * log2(e), and the maximum and the sum of the forward: p has its accuracy whatever the size of lse. A pair that is not seen has p = ds = 0 and is
-// skipped where an operand is not finite.
+// with s times scale * log2(e), and the maximum and the sum of the forward: p has its accuracy whatever the size of
+// lse. A pair that is not seen has p = ds = 0 and is skipped where an operand is not finite.
 #include <cmath>
 
 #include "cpu/simd_math.h"
@@ -16,9 +17,10 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// weights = 2^(factor weights - maximum) inverse; slopes = weights (slopes - delta); both 0 where not seen. One vector of columns.
-LUMOS_INLINE void softmax_slope(float* weights, float* slopes, float factor, vec maximum, vec inverse, vec delta, uint64_t seen,
-                                bool whole) {
+// One vector of columns: weights = 2^(factor weights - maximum) inverse, slopes = weights (slopes - delta); both 0
+// where not seen.
+LUMOS_INLINE void softmax_slope(float* weights, float* slopes, float factor, vec maximum, vec inverse, vec delta,
+                                uint64_t seen, bool whole) {
   vec p = exp2(load(weights) * factor - maximum) * inverse;
   vec ds = p * (load(slopes) - delta);
   if (!whole) {
@@ -58,7 +60,8 @@ struct RowState {
 
 template <class T>
 void delta_tokens(const lumos_attention_backward_params& b, int64_t begin, int64_t end, float* delta) {
-  // The order of tile_scores: where a query sees one key, out is that v and ds is exactly 0. Several chains side by side.
+  // The order of tile_scores: where a query sees one key, out is that v and ds is exactly 0. Several chains side by
+  // side.
   constexpr int kChains = 8;
   const auto& p = b.forward;
   for (int64_t head = 0; head < p.num_heads; ++head) {
@@ -210,11 +213,12 @@ void grad_kv_block(const lumos_attention_backward_params& b, int64_t kv_head, in
             const uint64_t seen = mask.whole ? 0 : mask.rows[r + r0];
             for (int t = 0; t < queries.num_tokens; t += kLanes) {
               softmax_slope(weights + r0 * kTileTokens + t, slopes + r0 * kTileTokens + t, factor,
-                            load(column_state.maximum + t), load(column_state.inverse + t), load(column_state.delta + t),
-                            seen >> t, mask.whole);
+                            load(column_state.maximum + t), load(column_state.inverse + t),
+                            load(column_state.delta + t), seen >> t, mask.whole);
             }
           }
-          accumulate(rows, mask, r, skip_grad, weights, grad_out, head_dim, queries.num_tokens, grad_v + row * head_dim);
+          accumulate(rows, mask, r, skip_grad, weights, grad_out, head_dim, queries.num_tokens,
+                     grad_v + row * head_dim);
           accumulate(rows, mask, r, skip_q, slopes, q, head_dim, queries.num_tokens, grad_k + row * head_dim);
         }
       }

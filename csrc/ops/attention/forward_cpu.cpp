@@ -1,6 +1,7 @@
 // Attention forward: online softmax over key tiles, for a block of query tiles that share each packed key tile.
 //
-// Scores are times scale * log2(e): base-2 logarithms. The running maximum rises, and the sums are rescaled, for each row by itself.
+// Scores are times scale * log2(e): base-2 logarithms. The running maximum rises, and the sums are rescaled, for each
+// row by itself.
 #include <cmath>
 
 #include "cpu/simd_math.h"
@@ -12,11 +13,11 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// One row of scores becomes weights 2^(score - maximum), 0 where not seen; its sums are rescaled when the maximum rises. The columns
-// behind the first `Vectors` vectors are not seen and left alone.
+// One row of scores becomes weights 2^(score - maximum), 0 where not seen; its sums are rescaled when the maximum
+// rises. The columns behind the first `Vectors` vectors are not seen and left alone.
 template <int Vectors>
-LUMOS_INLINE void softmax_row(float* scores, float factor, uint64_t seen, bool whole, int head_dim, float* maximum, float* sum,
-                              float* acc) {
+LUMOS_INLINE void softmax_row(float* scores, float factor, uint64_t seen, bool whole, int head_dim, float* maximum,
+                              float* sum, float* acc) {
   vec x[Vectors];
   for (int j = 0; j < Vectors; ++j) {
     x[j] = load(scores + j * kLanes) * factor;
@@ -147,15 +148,16 @@ class ForwardBlock {
   const lumos_attention_params& p_;
   const int64_t kv_head_, begin_, num_tiles_, group_;
   const int head_dim_;
-  const float factor_;      // scale log2(e)
-  float *q_, *acc_;         // [tiles, group, 64, head_dim]
-  float *k_, *v_, *rows_;   // K transposed [head_dim, 64]; V, and K before transposition, [64, head_dim]
-  float *maximum_, *sum_;   // [tiles, group, 64]
+  const float factor_;     // scale log2(e)
+  float *q_, *acc_;        // [tiles, group, 64, head_dim]
+  float *k_, *v_, *rows_;  // K transposed [head_dim, 64]; V, and K before transposition, [64, head_dim]
+  float *maximum_, *sum_;  // [tiles, group, 64]
 };
 
 }  // namespace
 
-void attention_forward(const lumos_attention_params& params, int64_t kv_head, int64_t begin, int64_t end, float* scratch) {
+void attention_forward(const lumos_attention_params& params, int64_t kv_head, int64_t begin, int64_t end,
+                       float* scratch) {
   if (params.dtype == LUMOS_BFLOAT16) {
     ForwardBlock<bfloat16>(params, kv_head, begin, end, scratch).run();
   } else {

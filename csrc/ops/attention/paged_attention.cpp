@@ -1,4 +1,5 @@
-// Launcher of paged_attention: builds the runs of key tiles from the intervals, then runs the forward of block_attention.
+// Launcher of paged_attention: builds the runs of key tiles from the intervals, then runs the forward of
+// block_attention.
 #include <vector>
 
 #include "cpu/error.h"
@@ -53,8 +54,9 @@ Runs build_runs(const lumos_attention_params& p) {
 
 void check_query_sequences(const lumos_attention_params& p) {
   for (int64_t i = 0; i < p.query_tiles.num_tiles; ++i) {
-    require(p.query_tiles.rows[4 * i + 3] < p.num_sequences, "query_tiles: row %lld is of sequence %d; the page table has %lld",
-            static_cast<long long>(i), p.query_tiles.rows[4 * i + 3], static_cast<long long>(p.num_sequences));
+    require(p.query_tiles.rows[4 * i + 3] < p.num_sequences,
+            "query_tiles: row %lld is of sequence %d; the page table has %lld", static_cast<long long>(i),
+            p.query_tiles.rows[4 * i + 3], static_cast<long long>(p.num_sequences));
   }
 }
 

@@ -54,7 +54,8 @@ static inline void mask_by_key(const lumos_attention_params& p, const Tile& quer
 class RunCursor {
  public:
   RunCursor() = default;
-  RunCursor(const lumos_tile_runs& runs, int64_t tile) : runs_(runs.runs), run_(runs.offsets[tile]), end_(runs.offsets[tile + 1]) {}
+  RunCursor(const lumos_tile_runs& runs, int64_t tile)
+      : runs_(runs.runs), run_(runs.offsets[tile]), end_(runs.offsets[tile + 1]) {}
 
   // Whether this tile meets `other`, which must not decrease from call to call.
   bool meets(int64_t other) {

@@ -1,4 +1,4 @@
-// Tiles between the caller's memory (any dtype, strides, pages) and fast memory (float, padded with zeros to 64 tokens).
+// Tiles between the caller's memory (any dtype, strides, pages) and fast memory (float, zeros up to 64 tokens).
 #pragma once
 
 #include "cpu/simd.h"
@@ -25,8 +25,8 @@ LUMOS_INLINE const T* query_row(const lumos_tokens& tokens, int64_t slot, int64_
 
 // Row of token `slot` of k or v; packed keys are the case of one page.
 template <class T>
-LUMOS_INLINE const T* key_row(const lumos_attention_params& p, const lumos_tokens& tokens, int64_t sequence, int64_t slot,
-                              int64_t head) {
+LUMOS_INLINE const T* key_row(const lumos_attention_params& p, const lumos_tokens& tokens, int64_t sequence,
+                              int64_t slot, int64_t head) {
   if (!p.page_table) return query_row<T>(tokens, slot, head);
   const int64_t page = p.page_table[sequence * p.max_pages + slot / p.page_size];
   return static_cast<const T*>(tokens.data) + page * tokens.stride_page + slot % p.page_size * tokens.stride_token +
@@ -52,16 +52,16 @@ void pack_queries(const lumos_tokens& tokens, const Tile& tile, int64_t head, in
 }
 
 template <class T>
-void pack_keys(const lumos_attention_params& p, const lumos_tokens& tokens, const Tile& tile, int64_t head, int head_dim,
-               float* rows) {
+void pack_keys(const lumos_attention_params& p, const lumos_tokens& tokens, const Tile& tile, int64_t head,
+               int head_dim, float* rows) {
   for (int t = 0; t < tile.num_tokens; ++t) {
     copy_row(key_row<T>(p, tokens, tile.sequence, tile.slot_begin + t, head), head_dim, rows + t * head_dim);
   }
   zero_rows(rows, tile.num_tokens, head_dim);
 }
 
-// columns[d, t] = rows[t, d] for the first num_tokens t, rounded up to whole vectors;  rows [64, head_dim], columns [head_dim, 64].
-// Blocks of 4 x 4, by shuffles.
+// columns[d, t] = rows[t, d] for the first num_tokens t, rounded up to whole vectors;  rows [64, head_dim], columns
+// [head_dim, 64]. Blocks of 4 x 4, by shuffles.
 static inline void transpose(const float* rows, int num_tokens, int head_dim, float* columns) {
   typedef float quad __attribute__((vector_size(16)));
   const int end = (num_tokens + kLanes - 1) / kLanes * kLanes;
@@ -69,8 +69,10 @@ static inline void transpose(const float* rows, int num_tokens, int head_dim, fl
     for (int d = 0; d < head_dim; d += 4) {
       quad x[4];
       for (int i = 0; i < 4; ++i) std::memcpy(&x[i], rows + (t + i) * head_dim + d, sizeof(quad));
-      const quad low_a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), high_a = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
-      const quad low_b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5), high_b = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+      const quad low_a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),
+                 high_a = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+      const quad low_b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5),
+                 high_b = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
       const quad y[4] = {
           __builtin_shufflevector(low_a, low_b, 0, 1, 4, 5), __builtin_shufflevector(low_a, low_b, 2, 3, 6, 7),
           __builtin_shufflevector(high_a, high_b, 0, 1, 4, 5), __builtin_shufflevector(high_a, high_b, 2, 3, 6, 7)};

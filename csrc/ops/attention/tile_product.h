@@ -1,7 +1,8 @@
 // The two matrix products of attention on tiles in fast memory, blocked over rows.
 //
-// The order of each sum is fixed: in tile_scores a chain of fma over each 16 of head_dim, then a chain over those; in tile_accumulate
-// a chain over the tile's tokens. So its bits depend neither on the row's place, nor on the block, nor on the number of tokens of the tile.
+// The order of each sum is fixed: in tile_scores a chain of fma over each 16 of head_dim, then a chain over those; in
+// tile_accumulate a chain over the tile's tokens. So its bits depend neither on the row's place, nor on the block, nor
+// on the number of tokens of the tile.
 #pragma once
 
 #include "cpu/simd.h"
@@ -35,7 +36,8 @@ LUMOS_INLINE void tile_scores_columns(const float* a, const float* b, int head_d
   }
 }
 
-// scores[r, c] = sum_d a[r, d] b[d, c];  a [R, head_dim], b [head_dim, 64], scores [R, 64], columns [0, num_columns) rounded up.
+// scores[r, c] = sum_d a[r, d] b[d, c];  a [R, head_dim], b [head_dim, 64], scores [R, 64]. Columns from num_columns
+// on, rounded up to whole vectors, are left alone.
 template <int R>
 LUMOS_INLINE void tile_scores_rows(const float* a, const float* b, int head_dim, int num_columns, float* scores) {
   for (int c = 0; c < num_columns; c += kColumns * kLanes) {
@@ -51,8 +53,8 @@ LUMOS_INLINE void tile_scores_rows(const float* a, const float* b, int head_dim,
 
 // acc[r, :] += sum_t weights[r, t] values[t, :];  weights [R, 64], values [num_tokens, head_dim], acc [R, head_dim].
 template <int R, int C>
-LUMOS_INLINE void tile_accumulate_columns(const float* weights, const float* values, int head_dim, int num_tokens, int d,
-                                          float* acc) {
+LUMOS_INLINE void tile_accumulate_columns(const float* weights, const float* values, int head_dim, int num_tokens,
+                                          int d, float* acc) {
   vec sum[R][C];
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < C; ++j) sum[r][j] = load(acc + r * head_dim + d + j * kLanes);
@@ -71,7 +73,8 @@ LUMOS_INLINE void tile_accumulate_columns(const float* weights, const float* val
 }
 
 template <int R>
-LUMOS_INLINE void tile_accumulate_rows(const float* weights, const float* values, int head_dim, int num_tokens, float* acc) {
+LUMOS_INLINE void tile_accumulate_rows(const float* weights, const float* values, int head_dim, int num_tokens,
+                                       float* acc) {
   int d = 0;
   for (; d + kColumns * kLanes <= head_dim; d += kColumns * kLanes) {
     tile_accumulate_columns<R, kColumns>(weights, values, head_dim, num_tokens, d, acc);
@@ -103,8 +106,8 @@ static inline void tile_accumulate(int rows, const float* weights, const float* 
   }
 }
 
-// tile_accumulate over the tokens of each row's mask only, for values that may not be finite where they are not seen. A skipped
-// token and one of weight 0 leave the same sum, but for the sign of a zero, which store_rows removes.
+// tile_accumulate over the tokens of each row's mask only, for values that may not be finite where they are not seen. A
+// skipped token and one of weight 0 leave the same sum, but for the sign of a zero, which store_rows removes.
 static inline void tile_accumulate_masked(int rows, const uint64_t* masks, const float* weights, const float* values,
                                           int head_dim, float* acc) {
   for (int r = 0; r < rows; ++r) {
