@@ -1,6 +1,6 @@
 # make demo   install into .venv and generate a page of clips:   out/demo/index.html
 # make test   install into .venv with the test extras and run the suite
-# make lint   ruff and mypy as CI runs them
+# make lint   ruff, mypy and clang-format as CI runs them
 # Both make a virtual environment of their own under the repository if none is there. PYTHON chooses the interpreter.
 
 PYTHON ?= python3
@@ -25,9 +25,10 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
-	$(PIP) install -c constraints-dev.txt ruff mypy types-PyYAML
+	$(PIP) install -c constraints-dev.txt ruff mypy types-PyYAML clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 
 clean:
 	rm -rf build out $(VENV)
