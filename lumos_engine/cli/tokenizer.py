@@ -2,7 +2,7 @@
 
 The shipped tokenizers are made by::
 
-    lumos tokenizer train moving-digits --out visual_tokenizer --foreground-weight 5 --weights bf16
+    lumos tokenizer train moving-digits --out visual_tokenizer --foreground-weight 5 --weights bf16 --threads 1
     lumos tokenizer text --out text_tokenizer.json
 """
 

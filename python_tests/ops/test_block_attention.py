@@ -108,7 +108,9 @@ def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float |
         with poison.poisoned_outputs():
             actual = with_gradients(q, k, v, grad, layout, scale=scale)
         for name, *results in zip(NAMES, actual, exact, baseline, strict=True):
-            terms = int(layout.cu_seqlens.diff().max()) if name.startswith("grad") else 1  # sums over tokens
+            # Only fp32 gradients, sums over tokens, need the allowance: of few elements eager torch's error may be luck.
+            lucky = q.dtype == torch.float32 and name.startswith("grad")
+            terms = int(layout.cu_seqlens.diff().max()) if lucky else 1
             tolerances.assert_within_bound(*results, name=f"{name} ({level})", terms=terms)
 
 
