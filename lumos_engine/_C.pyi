@@ -63,6 +63,18 @@ def mm_rope(
     x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool, num_threads: int
 ) -> None: ...
 def paged_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, num_threads: int) -> None: ...
+def sample_codes(
+    cond: Tensor,
+    uncond: Tensor,
+    known: Tensor,
+    given: Tensor,
+    uniforms: Tensor,
+    guidance_scale: float,
+    temperature: float,
+    codes: Tensor,
+    confidence: Tensor,
+    num_threads: int,
+) -> None: ...
 def tube_mask(
     tokens: Tensor,
     rank_uniforms: Tensor,

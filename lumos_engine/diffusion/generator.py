@@ -21,6 +21,9 @@ from .settings import SamplingSettings
 if TYPE_CHECKING:
     from ..model import LumosModel
 
+LOGITS_BYTES = 64 * 2**20
+"""Bound on the logits, in fp32, that exist at a time while a frame is denoised."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -276,34 +279,43 @@ class FrameGenerator:
         # Project unknown rows only. Ties can leave samples with different numbers of them: known rows fill up.
         rows = torch.argsort(~unknown, dim=1, stable=True)[:, : int(unknown.sum(1).max())]
         known = ~unknown.gather(1, rows)
-        branches = hidden.unflatten(0, (-1, samples))
-        picked = branches.gather(2, rows[None, :, :, None].expand(len(branches), -1, -1, hidden.shape[-1]))
-        logits = self.model.logits(picked, slice(vocabulary.visual_begin, vocabulary.visual_end))
-
-        def chosen(values: Tensor) -> Tensor:
-            return values.to(rows.device).gather(1, rows)
-
         replayed = noise.sampled_ids(frame, step, codes)
         random = {}
         if replayed is not None:
-            random["sampled_ids"] = chosen(replayed) - vocabulary.visual_begin
+            random["sampled_ids"] = replayed.to(rows.device).gather(1, rows) - vocabulary.visual_begin
         elif settings.sampling_temperature > 0:
-            random["uniforms"] = chosen(noise.uniforms(frame, step, codes))
-        if temperature > 0:
-            random["gumbel"] = chosen(noise.gumbel(frame, step, codes))
-        new_ids, confidence, masked = ops.unmask_step(
-            logits[0],
-            logits[1] if settings.guided else None,
-            chosen(ids) - vocabulary.visual_begin,
-            known,
-            guidance_scale=settings.guidance_scale if settings.guided else 1.0,
-            sampling_temperature=settings.sampling_temperature,
-            temperature=temperature,
-            num_masked=num_masked,
-            **random,
-        )
+            random["uniforms"] = noise.uniforms(frame, step, codes).to(rows.device).gather(1, rows)
+        sampled, confidence = self._sample(hidden.unflatten(0, (-1, samples)), rows, known, random)
+        gumbel = noise.gumbel(frame, step, codes).to(rows.device).gather(1, rows) if temperature > 0 else None
+        masked = ops.remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel)
+        new_ids = torch.where(known, ids.gather(1, rows), sampled + vocabulary.visual_begin)
         return (
-            ids.scatter(1, rows, new_ids + vocabulary.visual_begin),
+            ids.scatter(1, rows, new_ids),
             torch.zeros_like(ids, dtype=torch.float32).scatter(1, rows, confidence),
             torch.zeros_like(unknown).scatter(1, rows, masked),
         )
+
+    def _sample(self, hidden: Tensor, rows: Tensor, known: Tensor, random: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Codes and their probabilities for the chosen rows of hidden [branches, samples, codes, width]: each [samples,
+        rows]. Logits exist for as many rows at a time as LOGITS_BYTES hold."""
+        settings, vocabulary = self.settings, self.vocabulary
+        branches, samples, _, width = hidden.shape
+        visual = slice(vocabulary.visual_begin, vocabulary.visual_end)
+        portion = max(1, LOGITS_BYTES // (4 * branches * samples * vocabulary.visual_size))
+        parts = []
+        for begin in range(0, rows.shape[1], portion):
+            part = slice(begin, begin + portion)
+            picked = hidden.gather(2, rows[None, :, part, None].expand(branches, -1, -1, width))
+            logits = self.model.logits(picked, visual)
+            parts.append(
+                ops.sample_codes(
+                    logits[0],
+                    logits[1] if settings.guided else None,
+                    known[:, part],
+                    guidance_scale=settings.guidance_scale if settings.guided else 1.0,
+                    sampling_temperature=settings.sampling_temperature,
+                    **{name: values[:, part] for name, values in random.items()},
+                )
+            )
+        sampled, confidence = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+        return sampled, confidence

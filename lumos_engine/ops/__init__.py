@@ -20,6 +20,8 @@ _HOME = {
     "paged_attention": "paged",
     "paged_write": "pages",
     "qk_norm_mm_rope": "qk_norm",
+    "remask": "unmask",
+    "sample_codes": "sampling",
     "tube_mask": "tube",
     "unmask_step": "unmask",
 }
@@ -34,6 +36,8 @@ __all__ = [
     "paged_attention",
     "paged_write",
     "qk_norm_mm_rope",
+    "remask",
+    "sample_codes",
     "tube_mask",
     "unmask_step",
     "use_backend",

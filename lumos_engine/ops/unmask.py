@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reference import unmask as reference
 from . import _registry as registry
+from .sampling import checked_sample_codes
 
 
 def unmask_step(
@@ -32,11 +34,11 @@ def unmask_step(
     whose score lies below score number m stay masked: m of them unless scores are equal.
 
     Only rows that are still unknown need be passed. Samples may have different numbers of them: fill up the shorter
-    ones with known rows, which are not changed, never masked and do not count. Both backends are the torch
-    implementation of ``lumos_engine.reference``.
+    ones with known rows, which are not changed, never masked and do not count. It is ``sample_codes``, then ``remask``:
+    call those where the logits of all rows are too many to exist at once.
 
     Args:
-        cond_logits: ``[samples, rows, classes]``, floating-point, with the prompt.
+        cond_logits: ``[samples, rows, classes]`` with the prompt; the cpu backend has float32 and bfloat16.
         uncond_logits: the same without the prompt, or None for no guidance.
         ids: int64 ``[samples, rows]``, classes of the known tokens; not read where unknown.
         known: bool ``[samples, rows]``.
@@ -59,40 +61,53 @@ def unmask_step(
         uniforms or Gumbel noise, an id out of range.
     """
     op = "unmask_step"
-    floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    floats = (*registry.FLOATS, torch.float16, torch.float64)
     registry.check_tensor(op, "cond_logits", cond_logits, dtype=floats, shape=("samples", "rows", "classes"))
-    registry.select_backend(op, cond_logits, backend)
-    samples, rows, classes = cond_logits.shape
-    device = cond_logits.device
-    if classes == 0:
-        raise ValueError(f"{op}: cond_logits has no classes; it must have at least one")
-    if uncond_logits is not None:
-        registry.check_tensor(
-            op, "uncond_logits", uncond_logits, dtype=cond_logits.dtype, shape=(samples, rows, classes), device=device
-        )
-    registry.check_tensor(op, "ids", ids, dtype=torch.int64, shape=(samples, rows), device=device)
-    registry.check_tensor(op, "known", known, dtype=torch.bool, shape=(samples, rows), device=device)
-    for name, tensor, dtype in (
-        ("uniforms", uniforms, torch.float32), ("sampled_ids", sampled_ids, torch.int64), ("gumbel", gumbel, torch.float32),
-    ):  # fmt: skip
-        if tensor is not None:
-            registry.check_tensor(op, name, tensor, dtype=dtype, shape=(samples, rows), device=device)
-    for name, value in (("sampling_temperature", sampling_temperature), ("temperature", temperature)):
-        if not value >= 0:
-            raise ValueError(f"{op}: {name} is {value}; it must be at least 0")
-    if sampled_ids is None and uniforms is None and sampling_temperature > 0:
-        raise ValueError(
-            f"{op}: sampling_temperature is {sampling_temperature}; give uniforms or sampled_ids, or make it 0"
-        )
+    rows = tuple(cond_logits.shape[:2])
+    registry.check_tensor(op, "known", known, dtype=torch.bool, shape=rows, device=cond_logits.device)
+    registry.check_tensor(op, "ids", ids, dtype=torch.int64, shape=rows, device=known.device)
+    _check_remask(op, known, num_masked, temperature, gumbel)
+    codes, confidence = checked_sample_codes(
+        op, cond_logits, uncond_logits, known, guidance_scale=guidance_scale, sampling_temperature=sampling_temperature,
+        uniforms=uniforms, sampled_ids=sampled_ids, backend=backend,
+    )  # fmt: skip
+    masked = reference.remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel)
+    return torch.where(known, ids, codes), confidence, masked
+
+
+def remask(
+    confidence: Tensor,
+    known: Tensor,
+    *,
+    num_masked: int | Tensor,
+    temperature: float = 0.0,
+    gumbel: Tensor | None = None,
+) -> Tensor:
+    """Which of the unknown tokens stay masked for another step: the second half of ``unmask_step``, which see.
+
+    Args:
+        confidence: fp32 ``[samples, rows]``; not read where known. known: bool ``[samples, rows]``.
+        num_masked, temperature, gumbel: as in ``unmask_step``.
+
+    Returns:
+        bool ``[samples, rows]``. One torch implementation for all backends: it sorts one number per token.
+
+    Raises:
+        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, a negative temperature, missing noise.
+    """
+    op = "remask"
+    registry.check_tensor(op, "confidence", confidence, dtype=torch.float32, shape=("samples", "rows"))
+    registry.check_tensor(op, "known", known, dtype=torch.bool, shape=tuple(confidence.shape), device=confidence.device)
+    _check_remask(op, known, num_masked, temperature, gumbel)
+    return reference.remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel)
+
+
+def _check_remask(op: str, known: Tensor, num_masked: int | Tensor, temperature: float, gumbel: Tensor | None) -> None:
+    if gumbel is not None:
+        registry.check_tensor(op, "gumbel", gumbel, dtype=torch.float32, shape=tuple(known.shape), device=known.device)
+    if not temperature >= 0:
+        raise ValueError(f"{op}: temperature is {temperature}; it must be at least 0")
     if gumbel is None and temperature > 0:
         raise ValueError(f"{op}: temperature is {temperature}; give gumbel, or make it 0")
-    if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
-        raise ValueError(f"{op}: uniforms must be in [0, 1), got {float(uniforms.min())}..{float(uniforms.max())}")
     if isinstance(num_masked, Tensor):
-        registry.check_tensor(op, "num_masked", num_masked, dtype=torch.int64, shape=(samples,), device=device)
-    if sampled_ids is not None and bool(((sampled_ids < 0) | (sampled_ids >= classes)).logical_and(~known).any()):
-        raise ValueError(f"{op}: sampled_ids of unknown tokens must be in 0..{classes - 1}")
-    return registry.reference("unmask").unmask_step(
-        cond_logits, uncond_logits, ids, known, guidance_scale=guidance_scale, sampling_temperature=sampling_temperature,
-        temperature=temperature, num_masked=num_masked, uniforms=uniforms, sampled_ids=sampled_ids, gumbel=gumbel,
-    )  # fmt: skip
+        registry.check_tensor(op, "num_masked", num_masked, dtype=torch.int64, shape=(len(known),), device=known.device)

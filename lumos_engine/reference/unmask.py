@@ -1,4 +1,4 @@
-"""One denoising step of a frame: guidance, sampling, confidence, re-masking."""
+"""One denoising step of a frame: guidance, sampling, confidence; then re-masking."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ CHUNK_ELEMENTS = 2**22
 """Bound on the logits that are worked on at a time."""
 
 
-def unmask_step(
+def sample_codes(
     cond_logits: Tensor,
     uncond_logits: Tensor | None,
-    ids: Tensor,
     known: Tensor,
     *,
     guidance_scale: float = 1.0,
     sampling_temperature: float = 1.0,
-    temperature: float = 0.0,
-    num_masked: int | Tensor,
     uniforms: Tensor | None = None,
     sampled_ids: Tensor | None = None,
-    gumbel: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``lumos_engine.ops.unmask_step``."""
-    sampled = torch.zeros(ids.shape, dtype=torch.int64, device=ids.device)
-    confidence = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
+) -> tuple[Tensor, Tensor]:
+    """See ``lumos_engine.ops.sample_codes``."""
+    sampled = torch.zeros(known.shape, dtype=torch.int64, device=known.device)
+    confidence = torch.empty(known.shape, dtype=torch.float32, device=known.device)
     # Known rows are not looked at, whatever they hold. The others go in chunks: a row of a large vocabulary is long.
     unknown = (~known).flatten().nonzero()[:, 0]
     for rows in unknown.split(max(1, CHUNK_ELEMENTS // cond_logits.shape[-1])):
@@ -42,8 +38,18 @@ def unmask_step(
             chosen = logits.argmax(-1)
         sampled.view(-1)[rows] = chosen
         confidence.view(-1)[rows] = probabilities.gather(-1, chosen[:, None])[:, 0]
-    confidence = confidence.masked_fill(known, torch.finfo(torch.float32).max)
+    return sampled, confidence.masked_fill(known, torch.finfo(torch.float32).max)
 
+
+def remask(
+    confidence: Tensor,
+    known: Tensor,
+    *,
+    num_masked: int | Tensor,
+    temperature: float = 0.0,
+    gumbel: Tensor | None = None,
+) -> Tensor:
+    """See ``lumos_engine.ops.remask``."""
     score = confidence.clamp(min=1e-20).log()
     if temperature > 0:
         assert gumbel is not None, "the caller checks it"
@@ -54,7 +60,7 @@ def unmask_step(
     count = torch.minimum(count, num_unknown - 1).clamp(min=1)
     ordered = torch.nn.functional.pad(score.sort(-1).values, (0, 1), value=torch.inf)
     cutoff = ordered.gather(-1, count.clamp(max=score.shape[-1])[..., None])
-    return torch.where(known, ids, sampled), confidence, (score < cutoff) & ~known
+    return (score < cutoff) & ~known
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:

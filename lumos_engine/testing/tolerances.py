@@ -26,6 +26,12 @@ GOLDEN = {
 }
 """Absolute tolerances against numbers that the original code produced in fp32."""
 
+SAMPLING = {
+    "score": 2e-5,  # log of the confidence, the latter at least 1e-20
+    "threshold": 1e-6,  # cumulative probability at which a uniform picks a code
+}
+"""Absolute tolerances of ``sample_codes`` against the fp64 softmax of the fp32 logits."""
+
 
 def ulp(dtype: torch.dtype, magnitude: float) -> float:
     """Distance of neighbouring numbers of ``dtype`` at ``magnitude``."""

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import lumos_engine._C as extension
 from lumos_engine import ops
-from lumos_engine.testing import strategies, tolerances
+from lumos_engine.testing import poison, strategies, tolerances
 
+ISAS = extension.available_isas()
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -162,16 +164,124 @@ def test_extreme_uniforms_never_choose_an_impossible_class(uniform: float) -> No
     assert int(ids) == (100 if uniform == 0.0 else 59999)
 
 
-def test_large_vocabularies_are_worked_on_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_works_on_large_vocabularies_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from lumos_engine.reference import unmask
 
     logits, uniforms, known = torch.randn(2, 7, 30), torch.rand(2, 7), torch.rand(2, 7) < 0.3
     arguments = (logits, logits * 0.5, known.long(), known)
-    options: dict[str, Any] = {"num_masked": 3, "uniforms": uniforms, "guidance_scale": 2.0}
+    options: dict[str, Any] = {"num_masked": 3, "uniforms": uniforms, "guidance_scale": 2.0, "backend": "reference"}
     whole = ops.unmask_step(*arguments, **options)
     monkeypatch.setattr(unmask, "CHUNK_ELEMENTS", 60)
     for a, b in zip(whole, ops.unmask_step(*arguments, **options), strict=True):
         assert torch.equal(a, b)
+
+
+ROWS = 5
+
+
+@st.composite
+def rows_of_logits(draw: st.DrawFn) -> dict[str, Any]:
+    """Ragged blocks of classes, peaked and flat rows, impossible classes, any memory order, NaN where a row is known."""
+    classes = draw(st.sampled_from([1, 2, 17, 240, 511, 512, 513, 1500]))
+    dtype, seed = draw(st.sampled_from(strategies.DTYPES)), draw(strategies.seeds())
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.rand(2, ROWS, generator=generator) < draw(st.sampled_from([0.0, 0.4]))
+    scale, shift = draw(st.sampled_from([0.0, 1.0, 30.0])), draw(st.sampled_from([0.0, -1e4, 1e4]))
+    logits = []
+    for branch in range(draw(st.integers(1, 2))):
+        x = strategies.randn((2, ROWS, classes), torch.float32, (seed + branch) % 2**32) * scale + shift
+        if branch == 0:
+            impossible = torch.rand(x.shape, generator=generator) < draw(st.sampled_from([0.0, 0.9]))
+            impossible[..., int(torch.randint(0, classes, (), generator=generator))] = False
+            x = x.masked_fill(impossible, -1e30)
+        x = x.to(dtype).masked_fill(known[..., None], float("nan"))
+        logits.append(strategies.in_order(x, draw(strategies.memory_orders())))
+    case: dict[str, Any] = {
+        "cond_logits": logits[0],
+        "uncond_logits": logits[1] if len(logits) > 1 else None,
+        "known": known,
+        "guidance_scale": draw(st.sampled_from([1.0, 4.0])),
+        "sampling_temperature": draw(st.sampled_from([0.0, 0.6, 1.0])),
+    }
+    choice = draw(st.sampled_from(["uniforms", "extreme uniforms", "sampled_ids"]))
+    if choice == "sampled_ids":
+        case["sampled_ids"] = torch.randint(0, classes, (2, ROWS), generator=generator)
+    elif choice == "uniforms":
+        case["uniforms"] = torch.rand(2, ROWS, generator=generator)
+    else:
+        case["uniforms"] = torch.full((2, ROWS), draw(st.sampled_from([0.0, 1 - 2**-24])))
+    return case
+
+
+def exact_probabilities(case: dict[str, Any]) -> Tensor:
+    """fp64 softmax of the guided logits; guidance itself in fp32, as the contract says."""
+    logits = case["cond_logits"].float()
+    if case["uncond_logits"] is not None:
+        uncond = case["uncond_logits"].float()
+        logits = case["guidance_scale"] * (logits - uncond) + uncond
+    return torch.softmax((logits / (case["sampling_temperature"] or 1.0)).double(), -1)
+
+
+@given(st.sampled_from(ISAS), rows_of_logits())
+def test_sampled_codes_lie_where_the_uniform_points(level: str, case: dict[str, Any]) -> None:
+    extension.set_cpu_isa(level)
+    with poison.poisoned_outputs():
+        codes, confidence = ops.sample_codes(**case)
+    known, exact = case["known"], exact_probabilities(case)
+    assert bool((codes[known] == 0).all()) and bool((confidence[known] == LARGEST).all())
+    p = exact.gather(-1, codes[..., None])[..., 0]
+    error = (confidence.double().clamp(min=1e-20).log() - p.clamp(min=1e-20).log()).abs()[~known]
+    assert bool((error <= tolerances.SAMPLING["score"]).all()), f"the score misses by {float(error.max()):.2g}"
+    if "sampled_ids" in case:
+        assert torch.equal(codes[~known], case["sampled_ids"][~known])
+    elif case["sampling_temperature"] == 0:
+        reference, _ = ops.sample_codes(**case, backend="reference")
+        assert torch.equal(codes, reference)
+    else:
+        after = exact.cumsum(-1).gather(-1, codes[..., None])[..., 0]
+        uniforms = case["uniforms"].double()
+        slack = tolerances.SAMPLING["threshold"]
+        inside = (after - p <= uniforms + slack) & (uniforms < after + slack)
+        assert bool(inside[~known].all())
+        assert bool((p[~known] > 0).all())
+
+
+@given(st.sampled_from(ISAS), rows_of_logits(), st.integers(2, 4))
+def test_a_row_does_not_depend_on_other_rows_or_threads(level: str, case: dict[str, Any], threads: int) -> None:
+    extension.set_cpu_isa(level)
+    whole = ops.sample_codes(**case)
+    torch.set_num_threads(threads)
+    try:
+        again = ops.sample_codes(**case)
+    finally:
+        torch.set_num_threads(1)
+    parts = []
+    for rows in (slice(0, 2), slice(2, ROWS)):
+        cut = {k: v[:, rows] if isinstance(v, Tensor) else v for k, v in case.items()}
+        parts.append(ops.sample_codes(**cut))
+    for i, name in enumerate(("codes", "confidence")):
+        tolerances.assert_bitwise_equal(again[i], whole[i], name)
+        tolerances.assert_bitwise_equal(torch.cat([part[i] for part in parts], 1), whole[i], name)
+
+
+def test_the_operator_keeps_torchs_contract() -> None:
+    logits, known = torch.randn(2, 3, 20), torch.rand(2, 3) < 0.5
+    arguments = (logits, logits * 0.5, known, None, torch.rand(2, 3), 2.0, 1.0)
+    torch.library.opcheck(torch.ops.lumos._sample_codes.default, arguments)
+    torch.library.opcheck(torch.ops.lumos._sample_codes.default, (logits, None, known, known.long(), None, 1.0, 0.0))
+
+
+def test_compiles_as_one_graph() -> None:
+    def step(logits: Tensor, ids: Tensor, known: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.unmask_step(logits, None, ids, known, num_masked=2, uniforms=uniforms)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (4, 7):
+        logits, known, uniforms = torch.randn(1, rows, 30), torch.zeros(1, rows, dtype=torch.bool), torch.rand(1, rows)
+        for a, b in zip(
+            compiled(logits, known.long(), known, uniforms), step(logits, known.long(), known, uniforms), strict=True
+        ):
+            assert torch.equal(a, b)
 
 
 def test_bf16_logits_are_raised_to_fp32() -> None:
@@ -197,6 +307,7 @@ def test_bf16_logits_are_raised_to_fp32() -> None:
         (ValueError, "temperature is 2.0; give gumbel", {"temperature": 2.0}),
         (ValueError, r"uniforms must be in \[0, 1\), got 0.0..1.0", {"uniforms": torch.tensor([[0.0, 1.0]])}),
         (ValueError, r"sampled_ids of unknown tokens must be in 0\.\.3", {"sampled_ids": torch.tensor([[0, 4]])}),
+        (TypeError, "cond_logits has dtype float64; allowed: float32, bfloat16", {"cond_logits": torch.zeros(1, 2, 4, dtype=torch.float64)}),
         (TypeError, "gumbel has dtype float64", {"gumbel": torch.zeros(1, 2, dtype=torch.float64)}),
         (ValueError, r"num_masked has shape \(2,\); it must be \[1\]", {"num_masked": torch.tensor([1, 2])}),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lumos_engine.diffusion import generator as generator_module
 from lumos_engine.diffusion.canvas import TokenCanvas
 from lumos_engine.diffusion.forward import CachedForward, RecomputedForward
 from lumos_engine.diffusion.generator import FrameGenerator, StepReport
@@ -392,3 +393,19 @@ def test_bad_input_is_refused_before_anything_runs(model: LumosModel) -> None:
 def test_settings_name_what_is_wrong(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingSettings(**{"history": "mask", field: value})
+
+
+def test_portions_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch, model: LumosModel) -> None:
+    """Rows are projected and sampled in portions of LOGITS_BYTES: a few at a time give what all at once give."""
+    whole = generate(model, PROMPTS)
+    rows: list[int] = []
+    project = model.logits
+
+    def spied(hidden: Tensor, columns: slice) -> Tensor:
+        rows.append(hidden.shape[2])
+        return project(hidden, columns)
+
+    monkeypatch.setattr(model, "logits", spied)
+    monkeypatch.setattr(generator_module, "LOGITS_BYTES", 4 * 2 * len(PROMPTS) * VISUAL_SIZE * 5)
+    assert torch.equal(generate(model, PROMPTS), whole)
+    assert max(rows) == 5
