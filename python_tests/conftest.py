@@ -2,11 +2,14 @@
 
 Profiles: ``ci`` (default) is a small sample with fixed seeds, ``quick`` the smallest useful one, ``slow`` the long search.
 Choose with ``--hypothesis-profile``; ``--slow`` also runs the tests marked ``slow`` and switches to the ``slow`` profile.
+``--extension`` tests another build of ``lumos_engine._C`` than the one installed, with sanitizers, say.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,11 +28,27 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the long property searches and the tests marked slow")
+    parser.addoption("--extension", metavar="FILE", help="the build of lumos_engine._C to test in place of the installed one")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--slow"):
         settings.load_profile("slow")
+    if path := config.getoption("--extension"):
+        _use_extension(path)
+
+
+def _use_extension(path: str) -> None:
+    """Load ``path`` as ``lumos_engine._C`` before a test imports that."""
+    import lumos_engine
+
+    spec = importlib.util.spec_from_file_location("lumos_engine._C", path)
+    if spec is None or spec.loader is None:
+        raise pytest.UsageError(f"--extension {path} is no extension module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module
+    lumos_engine._C = module  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
