@@ -39,7 +39,8 @@ sanitize: $(VENV)/.installed
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DLUMOS_WERROR=ON
 	$(BIN)/cmake --build $(SANITIZE)
 	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(BIN)/python -m pytest python_tests/ops --extension $(SANITIZE)/_C*.so --hypothesis-profile quick $(PYTEST_ARGS)
+	  LUMOS_TEST_EXTENSION=$$(echo $(SANITIZE)/_C*.so) \
+	  $(BIN)/python -m pytest python_tests/ops --capture sys --hypothesis-profile quick $(PYTEST_ARGS)
 
 clean:
 	rm -rf build out $(VENV)

@@ -2,7 +2,7 @@
 
 Profiles: ``ci`` (default) is a small sample with fixed seeds, ``quick`` the smallest useful one, ``slow`` the long search.
 Choose with ``--hypothesis-profile``; ``--slow`` also runs the tests marked ``slow`` and switches to the ``slow`` profile.
-``--extension`` tests another build of ``lumos_engine._C`` than the one installed, with sanitizers, say.
+The environment variable ``LUMOS_TEST_EXTENSION`` names another build of ``lumos_engine._C`` to test, with sanitizers, say.
 """
 
 from __future__ import annotations
@@ -16,6 +16,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import lumos_engine
+
+if path := os.environ.get("LUMOS_TEST_EXTENSION"):  # here and not in a hook: other conftest files import the extension
+    _spec = importlib.util.spec_from_file_location("lumos_engine._C", path)
+    assert _spec and _spec.loader, f"LUMOS_TEST_EXTENSION={path} is no extension module"
+    lumos_engine._C = importlib.util.module_from_spec(_spec)  # type: ignore[attr-defined]
+    _spec.loader.exec_module(lumos_engine._C)
+    sys.modules[_spec.name] = lumos_engine._C
+
 # The tests' tensors are small: torch's threads would spend their time waiting for each other. Tests of threading set their own number.
 torch.set_num_threads(1)
 
@@ -28,27 +37,11 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the long property searches and the tests marked slow")
-    parser.addoption("--extension", metavar="FILE", help="the build of lumos_engine._C to test in place of the installed one")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--slow"):
         settings.load_profile("slow")
-    if path := config.getoption("--extension"):
-        _use_extension(path)
-
-
-def _use_extension(path: str) -> None:
-    """Load ``path`` as ``lumos_engine._C`` before a test imports that."""
-    import lumos_engine
-
-    spec = importlib.util.spec_from_file_location("lumos_engine._C", path)
-    if spec is None or spec.loader is None:
-        raise pytest.UsageError(f"--extension {path} is no extension module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[spec.name] = module
-    lumos_engine._C = module  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
