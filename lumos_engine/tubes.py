@@ -141,17 +141,26 @@ class TubePattern:
         return cls(masked, "history", (ratio,))
 
     def token_mask(self, layout: SequenceLayout, sequence: int) -> torch.Tensor:
-        """bool [tokens of `sequence`]: the masked tokens, on the layout's device.
+        """bool [tokens of `sequence`]: the masked tokens, on the layout's device, in the order of the segments.
 
         The pattern has a row for each frame of the sequence; in a teacher-forcing layout for each noisy frame, clean copies
         stay unmasked. ValueError where the number or the size of the frames differs.
         """
+        return self._spread(layout, sequence, slice(layout.clean_frames[sequence], None))
+
+    def history_mask(self, layout: SequenceLayout, sequence: int) -> torch.Tensor:
+        """As `token_mask`, of the frames that later ones see: in a teacher-forcing layout the clean copies, the noisy
+        frames stay unmasked."""
+        return self._spread(layout, sequence, slice(layout.clean_frames[sequence] or None))
+
+    def _spread(self, layout: SequenceLayout, sequence: int, copies: slice) -> torch.Tensor:
         segments = layout.segments(sequence)
-        frames = [(s, begin) for s, begin, _ in segments if isinstance(s, Frame)][layout.clean_frames[sequence] :]
-        if len(frames) != self.num_frames:
-            raise ValueError(f"pattern has {self.num_frames} frames, sequence {sequence} of layout has {len(frames)}")
+        frames = [(s, begin) for s, begin, _ in segments if isinstance(s, Frame)]
+        num_frames = len(frames) - layout.clean_frames[sequence]
+        if num_frames != self.num_frames:
+            raise ValueError(f"pattern has {self.num_frames} frames, sequence {sequence} of layout has {num_frames}")
         mask = torch.zeros(segments[-1][2], dtype=torch.bool)
-        for row, (frame, begin) in zip(self.masked, frames, strict=True):
+        for row, (frame, begin) in zip(self.masked, frames[copies], strict=False):  # the last frame has no clean copy
             if frame.content_tokens != self.content_tokens:
                 raise ValueError(
                     f"pattern has {self.content_tokens} content tokens a frame, {frame} in sequence {sequence} of layout "

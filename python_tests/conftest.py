@@ -2,16 +2,28 @@
 
 Profiles: ``ci`` (default) is a small sample with fixed seeds, ``quick`` the smallest useful one, ``slow`` the long search.
 Choose with ``--hypothesis-profile``; ``--slow`` also runs the tests marked ``slow`` and switches to the ``slow`` profile.
+The environment variable ``LUMOS_TEST_EXTENSION`` names another build of ``lumos_engine._C`` to test, with sanitizers, say.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+import lumos_engine
+
+if path := os.environ.get("LUMOS_TEST_EXTENSION"):  # here and not in a hook: other conftest files import the extension
+    _spec = importlib.util.spec_from_file_location("lumos_engine._C", path)
+    assert _spec and _spec.loader, f"LUMOS_TEST_EXTENSION={path} is no extension module"
+    lumos_engine._C = importlib.util.module_from_spec(_spec)  # type: ignore[attr-defined]
+    _spec.loader.exec_module(lumos_engine._C)
+    sys.modules[_spec.name] = lumos_engine._C
 
 # The tests' tensors are small: torch's threads would spend their time waiting for each other. Tests of threading set their own number.
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +15,11 @@ from .positions import TokenGrid, checked_strides, token_positions
 from .schedule import Schedule, build_schedule, tile_rows
 from .segments import Frame, Segment, SegmentTable, Text, checked_int, checked_sequences
 from .step import LayoutStep, make_step
+from .tube_order import hidden_last, hidden_of, inverse
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ..tubes import TubePattern
 
 _STRIDES = (4, 8, 8)
 
@@ -38,7 +42,8 @@ class SequenceLayout:
     content bool [num_tokens]: between header and footer of a frame, newline tokens included. newline bool [num_tokens].
     clean_frames: per sequence, how many leading frames are clean copies that serve as history only (teacher forcing),
     0 in other layouts.
-    permutation: packed slot i holds original token permutation[i]; None where the order is the original one.
+    permutation, inverse_permutation: int64 [num_tokens]; packed slot i holds original token permutation[i]. None where the
+    order is the original one, as in every layout but those of `with_tube`. All tensors above are in packed order.
     """
 
     num_tokens: int
@@ -56,6 +61,7 @@ class SequenceLayout:
     newline: torch.Tensor
     clean_frames: tuple[int, ...]
     permutation: torch.Tensor | None
+    inverse_permutation: torch.Tensor | None
     _table: SegmentTable
     _schedules: dict[int, Schedule]
     _key: list[str]  # empty until the key is first asked for
@@ -228,6 +234,7 @@ class SequenceLayout:
             newline=torch.from_numpy(grid.newline),
             clean_frames=clean_frames or (0,) * len(sequences),
             permutation=None,
+            inverse_permutation=None,
             _table=table,
         )
         layout.schedule()  # now, so that torch.compile finds tensors where it would otherwise have to trace numpy
@@ -245,7 +252,8 @@ class SequenceLayout:
     # Derived layouts
 
     def with_hidden(self, hidden: torch.Tensor | None) -> SequenceLayout:
-        """The same layout with `hidden` bool [num_tokens]: keys that are not seen as history. None: nothing hidden."""
+        """The same layout with `hidden` bool [num_tokens], in packed order: keys that are not seen as history. None: nothing
+        hidden."""
         if hidden is not None:
             if not isinstance(hidden, torch.Tensor) or hidden.dtype != torch.bool:
                 got = hidden.dtype if isinstance(hidden, torch.Tensor) else type(hidden).__name__
@@ -254,6 +262,34 @@ class SequenceLayout:
                 raise ValueError(f"hidden must have shape ({self.num_tokens},), got {tuple(hidden.shape)}")
             hidden = hidden.to(self.positions.device, copy=True).contiguous()
         layout = self._from_parts(**{**self._parts(), "hidden": hidden})
+        layout.schedule()  # as in _of
+        return layout
+
+    def with_tube(self, pattern: TubePattern | Sequence[TubePattern | None]) -> SequenceLayout:
+        """The layout in which the masked tokens of `pattern` are hidden, and stand last in their frame.
+
+        Attention is that of `with_hidden`, but hidden keys fill whole tiles, which no later token visits. Attention
+        inside a frame is bidirectional and positions are explicit, so the order there is free. Tensors enter through
+        `reorder` and leave through `restore`; `LumosModel` does both, its callers keep the original order.
+
+        pattern: of every sequence, or a list with one for each; None leaves a sequence as it is. It has a row for each
+        frame, as in `TubePattern.token_mask`; in a teacher-forcing layout the clean copies, which are the history, hide theirs.
+        Earlier hidden keys are replaced.
+
+        Raises TypeError for another type; ValueError where pattern and frames do not fit each other, where some token sees
+        only a part of a frame with masked tokens (`from_intervals`), and for a layout that is reordered already.
+        """
+        if self.permutation is not None:
+            raise ValueError("layout is ordered by a pattern already; give with_tube the layout in its original order")
+        hidden = hidden_of(self, pattern)
+        order = hidden_last(self._table, self.intervals.cpu().numpy(), hidden)
+        permutation = torch.from_numpy(order).to(self.positions.device)
+        names = ("positions", "intervals", "index", "content", "newline")
+        parts = {name: getattr(self, name)[permutation] for name in names}
+        parts["hidden"] = torch.from_numpy(hidden).to(self.positions.device)[permutation]
+        parts["permutation"] = permutation
+        parts["inverse_permutation"] = inverse(order).to(self.positions.device)
+        layout = self._from_parts(**{**self._parts(), **parts})
         layout.schedule()  # as in _of
         return layout
 
@@ -266,6 +302,16 @@ class SequenceLayout:
         layout = self._from_parts(**moved)
         layout.__dict__.update(_schedules=self._schedules, _key=self._key)
         return layout
+
+    # Order of tokens
+
+    def reorder(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [num_tokens, ...] from the original order to the packed one; itself where they are the same."""
+        return x if self.permutation is None else x.index_select(0, self.permutation)
+
+    def restore(self, x: torch.Tensor) -> torch.Tensor:
+        """The inverse of `reorder`."""
+        return x if self.inverse_permutation is None else x.index_select(0, self.inverse_permutation)
 
     # Reading
 
@@ -317,6 +363,8 @@ class SequenceLayout:
             digest.update(self.positions.cpu().numpy().tobytes())
             if self.hidden is not None:
                 digest.update(self.hidden.cpu().numpy().tobytes())
+            if self.permutation is not None:
+                digest.update(self.permutation.cpu().numpy().tobytes())
             self._key.append(digest.hexdigest())
         return self._key[0]
 

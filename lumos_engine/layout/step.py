@@ -54,6 +54,8 @@ def make_step(
     tile_tokens: int,
 ) -> LayoutStep:
     """See `SequenceLayout.step`."""
+    if layout.permutation is not None:
+        raise ValueError("step: layout is ordered by a tube pattern; give it the layout in its original order")
     several = sequences if isinstance(sequences, (Sequence, torch.Tensor, np.ndarray)) else [sequences]
     listed = [checked_int("sequences", s, 0, layout.num_sequences - 1) for s in several]
     if not listed:

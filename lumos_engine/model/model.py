@@ -82,7 +82,8 @@ class LumosModel(nn.Module):
         cache: PagedKVCache | None = None,
         cache_step: CacheStep | None = None,
     ) -> Tensor:
-        """Output of the final norm, [tokens, hidden_size].
+        """Output of the final norm, [tokens, hidden_size], in the order of ``tokens``, which is the original one of a layout
+        made by ``with_tube``.
 
         With a cache, ``layout`` is the step that ``cache_step = cache.begin(step)`` was made from: keys and values of its
         tokens are written into the cache's open pages, and its queries attend to the cache.
@@ -92,21 +93,23 @@ class LumosModel(nn.Module):
             ValueError: tokens that do not fit the layout or the vocabulary; a cache without its step or the reverse.
         """
         self._check(tokens, layout, cache, cache_step)
-        x = self.model.embed_tokens(tokens)
+        whole = None if isinstance(layout, LayoutStep) else layout
+        x = self.model.embed_tokens(tokens if whole is None else whole.reorder(tokens))
         self._inv_freq = self._inv_freq.to(tokens.device)
-        if not isinstance(layout, LayoutStep):
-            layout.schedule()  # built and kept here, so that a compiled block finds it and need not trace how it is made
+        if whole is not None:
+            whole.schedule()  # built and kept here, so that a compiled block finds it and need not trace how it is made
         context = AttentionContext(
             layout.positions,
             self._inv_freq,
-            layout=None if isinstance(layout, LayoutStep) else layout,
+            layout=whole,
             cached=None if cache is None or cache_step is None else (cache, cache_step),
             parity=self.parity,
         )
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.model.layers:
             x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
-        return self.model.norm(x)
+        x = self.model.norm(x)
+        return x if whole is None else whole.restore(x)
 
     def logits(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
         """Project hidden states (any rows of them) to fp32 logits of the ``columns`` of the vocabulary, by default all."""

@@ -14,7 +14,8 @@ _tables: dict[tuple[int, float], Tensor] = {}
 _ROTATABLE = (*registry.FLOATS, torch.float64)
 
 
-@torch.compiler.assume_constant_result  # a compiled graph holds the table; computed in it, its bits might differ
+# A compiled graph holds the table; computed in it, its bits might differ.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     table = _tables.get((head_dim, theta))
     if table is None:

@@ -77,7 +77,7 @@ def masked_linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
-        per_row = _MaskedLinearCrossEntropy.apply(
+        per_row = _MaskedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, weight, targets, rows, chunk_rows or default_chunk_rows(len(weight))
         )
         return per_row.sum() / max(len(rows), 1), per_row

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..layout import Frame, SequenceLayout, Text
+from ..tubes import MODES, TubePattern
 
 DTYPES = (torch.float32, torch.bfloat16)
 HEAD_DIMS = (32, 64, 96, 128)
@@ -88,6 +89,33 @@ def hidden_layouts() -> st.SearchStrategy[SequenceLayout]:
     return hide()
 
 
+@st.composite
+def tube_cases(draw: st.DrawFn) -> tuple[SequenceLayout, list[TubePattern | None]]:
+    """A layout of whichever factory in its original order, and a pattern of any mode for each sequence, or None."""
+    sequences = draw(st.lists(video_segments(), min_size=1, max_size=3))
+    factory = draw(st.sampled_from(["from_segments", "frame_window", "teacher_forcing"]))
+    if factory == "teacher_forcing":
+        layout = SequenceLayout.teacher_forcing(sequences)
+    else:
+        sequences = [segments + [draw(texts(12))] * draw(st.integers(0, 1)) for segments in sequences]
+        layout = SequenceLayout.from_segments(sequences)
+        if factory == "frame_window":
+            layout = SequenceLayout.frame_window(sequences, draw(st.integers(0, 3)), draw(st.integers(0, 2)))
+    patterns: list[TubePattern | None] = []
+    for segments in sequences:
+        video = [segment for segment in segments if isinstance(segment, Frame)]
+        generator, mode = _generator(draw(seeds())), draw(st.sampled_from(MODES))
+        ratio, content = draw(st.sampled_from([0.0, 0.5, 0.9])), video[0].content_tokens
+        pattern = TubePattern.sample(len(video), content, mode, ratio, generator=generator)
+        patterns.append(draw(st.sampled_from([pattern, pattern, None])))
+    return layout, patterns
+
+
+def tube_layouts() -> st.SearchStrategy[SequenceLayout]:
+    """Masked tokens are hidden from later queries and stand last in their frame."""
+    return tube_cases().map(lambda case: case[0].with_tube(case[1]))
+
+
 def interval_layouts() -> st.SearchStrategy[SequenceLayout]:
     """Any layout of the interval form: queries that see nothing, the future, or three ranges apart; hidden keys."""
 
@@ -119,7 +147,7 @@ def _random_intervals(num_tokens: int, empty: float, period: int, generator: tor
 def layouts() -> st.SearchStrategy[SequenceLayout]:
     """A layout of any kind."""
     return st.one_of(
-        packed_layouts(), hidden_layouts(), interval_layouts(), window_layouts(), teacher_forcing_layouts(),
+        packed_layouts(), hidden_layouts(), tube_layouts(), interval_layouts(), window_layouts(), teacher_forcing_layouts(),
         text_only_layouts(), frames_only_layouts(), one_token_layouts(),
     )  # fmt: skip
 

@@ -38,13 +38,13 @@ class CorruptedSample:
 
     tokens: int64 [n]. labels: int64 [n], the id where a visual code is masked, else IGNORED.
     segments: of the sequence; with history "keep" those before :meth:`SequenceLayout.teacher_forcing` copies the frames, while tokens
-    and labels are those of the copied sequence. hidden: bool [n] with history "drop", else None.
+    and labels are those of the copied sequence. dropped: what is masked, with history "drop", else None.
     """
 
     tokens: Tensor
     labels: Tensor
     segments: tuple[Segment, ...]
-    hidden: Tensor | None
+    dropped: TubePattern | None
 
 
 def corrupt(
@@ -109,8 +109,8 @@ def corrupt_with(
     num_before, num_after = (sum(map(len, parts)) for parts in (before, after))
     tokens = torch.cat([*before, noisy.flatten(), *after])
     labels = torch.nn.functional.pad(labels.flatten(), (num_before, num_after), value=IGNORED)
-    hidden = tokens == vocabulary.mask if history == "drop" else None
-    return CorruptedSample(tokens, labels, segments, hidden)
+    dropped = TubePattern(masked.flatten(1), pattern.mode, pattern.ratio) if history == "drop" else None
+    return CorruptedSample(tokens, labels, segments, dropped)
 
 
 def _with_ends(content: Tensor, vocabulary: Vocabulary, height: int, width: int) -> Tensor:

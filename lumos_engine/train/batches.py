@@ -25,7 +25,7 @@ _CORRUPTION_STREAM = 41
 class TrainBatch:
     """Packed samples.
 
-    tokens: int64 [tokens]. layout: of them. rows: int64 [n], packed slots that the loss reads, ascending. targets: int64 [n], codes
+    tokens: int64 [tokens]. layout: of them. rows: int64 [n], tokens that the loss reads, ascending. targets: int64 [n], codes
     0..visual_size-1. frames: int64 [n], latent frame of each row. positions: of the samples in the run.
     num_padding: tokens at the end that belong to no sample.
     """
@@ -50,14 +50,14 @@ def pack(
     num_tokens = sum(len(sample.tokens) for sample in samples)
     num_padding = -num_tokens % round_tokens
     if num_padding:
-        samples.append(_padding(num_padding, vocabulary, history))
+        samples.append(_padding(num_padding, vocabulary))
     segments = [sample.segments for sample in samples]
     if history == "keep":
         layout = SequenceLayout.teacher_forcing(segments, strides=vocabulary.strides)
     else:
         layout = SequenceLayout.from_segments(segments, strides=vocabulary.strides)
         if history == "drop":
-            layout = layout.with_hidden(torch.cat([sample.hidden for sample in samples if sample.hidden is not None]))
+            layout = layout.with_tube([sample.dropped for sample in samples])
     labels = torch.cat([sample.labels for sample in samples])
     rows = (labels != IGNORED).nonzero().squeeze(1)
     clean = torch.tensor(layout.clean_frames)[layout.sequence_id[rows].long()]
@@ -72,11 +72,10 @@ def pack(
     )
 
 
-def _padding(num_tokens: int, vocabulary: Vocabulary, history: str) -> CorruptedSample:
+def _padding(num_tokens: int, vocabulary: Vocabulary) -> CorruptedSample:
     tokens = torch.full((num_tokens,), vocabulary.bos)
     # A frame, because teacher forcing wants one in each sequence; the only one of its sequence is not copied.
-    hidden = torch.zeros(num_tokens, dtype=torch.bool) if history == "drop" else None
-    return CorruptedSample(tokens, torch.full_like(tokens, IGNORED), (Frame(1, num_tokens),), hidden)
+    return CorruptedSample(tokens, torch.full_like(tokens, IGNORED), (Frame(1, num_tokens),), None)
 
 
 class BatchMaker:

@@ -10,7 +10,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from lumos_engine import LumosConfig, LumosModel, PagedKVCache, SequenceLayout, Vocabulary
+from lumos_engine import LumosConfig, LumosModel, PagedKVCache, SequenceLayout, TubePattern, Vocabulary
 from lumos_engine.kv_cache import CacheStep
 
 RandomModel = Callable[[LumosConfig], LumosModel]
@@ -40,6 +40,22 @@ def test_logits_of_chosen_rows_and_columns(
         hidden = model.hidden_states(video_tokens, layout)
         part = model.logits(hidden[5:9], columns=slice(192, 320))
         torch.testing.assert_close(part, model(video_tokens, layout)[5:9, 192:320], rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_and_logits_keep_their_order_under_a_tube(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
+) -> None:
+    layout = SequenceLayout.from_tokens(video_tokens, vocabulary)
+    pattern = TubePattern.sample(2, 36, generator=torch.Generator().manual_seed(0))
+    results = []
+    for kind in (layout.with_tube(pattern), layout.with_hidden(pattern.token_mask(layout, 0))):
+        model = random_model(BASE)
+        logits = model(video_tokens, kind)
+        logits.logsumexp(-1).square().mean().backward()
+        results.append([logits.detach(), *(parameter.grad for parameter in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-6)
+    assert not torch.equal(results[0][0], model(video_tokens, layout))
 
 
 def test_gradient_checkpointing_changes_no_gradient(

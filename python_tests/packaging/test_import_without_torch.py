@@ -80,3 +80,5 @@ def test_an_isolated_build_imports_without_torch(python: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr[-3000:]
     done = subprocess.run([fresh, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stdout.strip() == "good", done.stderr
+    (package,) = (tmp_path / "venv").glob("lib/python*/site-packages/lumos_engine")
+    assert {"py.typed", "_C.pyi"} <= {path.name for path in package.iterdir()}

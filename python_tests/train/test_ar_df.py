@@ -109,10 +109,11 @@ def test_keep_sees_clean_copies() -> None:
 
 def test_drop_hides_masked_tokens() -> None:
     out = corrupt_with(sample(2), VOCABULARY, draw(3, 2), history="drop")
-    assert out.hidden is not None
-    assert torch.equal(out.hidden, out.tokens == VOCABULARY.mask)
-    layout = pack([out], VOCABULARY, "drop", range(1)).layout
-    assert layout.hidden is not None and torch.equal(layout.hidden, out.hidden)
+    layout = pack([out], VOCABULARY, "drop", range(1), round_tokens=64).layout
+    assert layout.hidden is not None and layout.num_sequences == 2
+    hidden = layout.restore(layout.hidden)
+    assert torch.equal(hidden[: len(out.tokens)], out.tokens == VOCABULARY.mask)
+    assert not bool(hidden[len(out.tokens) :].any())
 
 
 def test_text_drop_cuts_to_video_start() -> None:
