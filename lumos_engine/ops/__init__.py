@@ -20,6 +20,7 @@ _HOME = {
     "paged_attention": "paged",
     "paged_write": "pages",
     "qk_norm_mm_rope": "qk_norm",
+    "qk_norm_mm_rope_paged_write": "qk_norm",
     "tube_mask": "tube",
     "unmask_step": "unmask",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "paged_attention",
     "paged_write",
     "qk_norm_mm_rope",
+    "qk_norm_mm_rope_paged_write",
     "tube_mask",
     "unmask_step",
     "use_backend",
