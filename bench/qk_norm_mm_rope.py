@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 from timing import interleaved, machine, summary
 from torch import Tensor
 

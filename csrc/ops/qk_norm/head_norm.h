@@ -1,7 +1,8 @@
-// Statistics of one head of one token.
+// Statistics of the heads of one token.
 #pragma once
 
 #include "cpu/simd_math.h"
+#include "lumos/qk_norm.h"
 
 namespace lumos::LUMOS_ISA {
 
@@ -24,6 +25,16 @@ LUMOS_INLINE float centre(const T* x, int64_t head_dim, float eps, float* row) {
     squares = fma(value, value, squares);
   }
   return 1.0f / __builtin_sqrtf(horizontal_sum(squares) * scale + eps);
+}
+
+// rows[heads, head_dim] and scales[heads]: what `centre` gives for each head of `token`.
+template <class T>
+void centre_heads(const lumos_qk_norm_heads& heads, int64_t head_dim, float eps, int64_t token, float* rows,
+                  float* scales) {
+  const T* x = static_cast<const T*>(heads.x) + token * heads.x_stride_token;
+  for (int64_t head = 0; head < heads.num_heads; ++head) {
+    scales[head] = centre(x + head * heads.x_stride_head, head_dim, eps, rows + head * head_dim);
+  }
 }
 
 }  // namespace lumos::LUMOS_ISA

@@ -62,7 +62,7 @@ extern "C" lumos_status lumos_cpu_qk_norm_mm_rope(const lumos_qk_norm_params* pa
     auto* kernel = LUMOS_SELECT_KERNEL(qk_norm_tokens);
     lumos::parallel_for((p.num_tokens + chunk_tokens - 1) / chunk_tokens, p.num_threads, [&](int64_t chunk) {
       const int64_t begin = chunk * chunk_tokens, end = std::min(begin + chunk_tokens, p.num_tokens);
-      kernel(p, begin, end, lumos::scratch_floats(2 * p.head_dim));
+      kernel(p, begin, end, lumos::scratch_floats(lumos::forward_scratch_floats(p)));
       if (p.slots) lumos::copy_values(p, begin, end);
     });
   });
@@ -80,7 +80,7 @@ extern "C" lumos_status lumos_cpu_qk_norm_mm_rope_backward(const lumos_qk_norm_b
     lumos::parallel_for(num_blocks, p.num_threads, [&](int64_t block) {
       const int64_t begin = block * lumos::kBlockTokens;
       kernel(*params, begin, std::min(begin + lumos::kBlockTokens, p.num_tokens), sums.data() + block * width,
-             lumos::scratch_floats(3 * p.head_dim));
+             lumos::scratch_floats(lumos::backward_scratch_floats(p)));
     });
     lumos::add_blocks(sums, width, 0, q_size, params->q.grad_weight);
     lumos::add_blocks(sums, width, q_size, q_size, params->q.grad_bias);
