@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._functorch.config
@@ -21,20 +23,22 @@ from torch import Tensor
 from lumos_engine import ops
 from lumos_engine.testing import eager
 
+Pair = tuple[Tensor, Tensor]
 
-def composition(q: Tensor, k: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor, positions: Tensor) -> tuple:
+
+def composition(q: Tensor, k: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor, positions: Tensor) -> Pair:
     """What one would write without a kernel."""
     q, k = eager.head_norm(q, q_w, q_b), eager.head_norm(k, k_w, k_b)
     return eager.mm_rope(q, positions), eager.mm_rope(k, positions)
 
 
-def backward(function: Callable[..., tuple], leaves: list[Tensor], positions: Tensor) -> Callable[[], object]:
+def backward(function: Callable[..., Pair], leaves: list[Tensor], positions: Tensor) -> Callable[[], object]:
     results = function(*leaves, positions)
     grads = [torch.randn_like(r) for r in results]
     return lambda: torch.autograd.grad(results, leaves, grads, retain_graph=True)
 
 
-def with_share(results: dict, ours: str, traffic_bytes: int, copied_bytes: int) -> dict:
+def with_share(results: dict[str, Any], ours: str, traffic_bytes: int, copied_bytes: int) -> dict[str, Any]:
     """``traffic_bytes``: read and written by ``ours`` at least; ``copied_bytes``: read and written by the copy."""
     speed = copied_bytes / results["copy"]["median_ms"]
     return {**results, "share_of_copy": traffic_bytes / results[ours]["median_ms"] / speed}
@@ -76,9 +80,7 @@ def main() -> None:
         _, rotated = ops.qk_norm_mm_rope(q, k, *weights, positions)
         ops.paged_write(rotated, v, k_pages, v_pages, slots)
 
-    forward: dict[str, Callable[[], object]] = {
-        name: lambda function=function: function(q, k, *weights, positions) for name, function in functions.items()
-    }
+    forward = {name: partial(function, q, k, *weights, positions) for name, function in functions.items()}
     leaves = [x.requires_grad_() for x in (q.clone(), k.clone(), *(w.clone() for w in weights))]
     backwards = {name: backward(function, leaves, positions) for name, function in functions.items()}
     writes: dict[str, Callable[[], object]] = {

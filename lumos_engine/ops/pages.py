@@ -64,9 +64,10 @@ def check_slots(op: str, slots: Tensor, k_pages: Tensor) -> None:
 def _paged_write_cpu(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
     k = registry.rows_contiguous("paged_write", "k", k)
     v = registry.rows_contiguous("paged_write", "v", v)
+    slots = slots.contiguous()  # named: a view keeps no tensor alive
     view = registry.view
     registry.extension().paged_write(
-        view(k), view(v), view(k_pages), view(v_pages), view(slots.contiguous()), torch.get_num_threads()
+        view(k), view(v), view(k_pages), view(v_pages), view(slots), torch.get_num_threads()
     )
 
 

@@ -81,6 +81,17 @@ def test_a_slot_outside_the_pages_is_refused_before_anything_is_written(slot: in
     assert given_["v_pages"].isnan().all()
 
 
+def test_integers_that_are_not_contiguous() -> None:
+    plain, strided = arguments(), arguments()
+    plain["positions"] = plain["positions"][:, :1].expand(-1, 3).contiguous()
+    strided["positions"] = strided["positions"][:, :1].expand(-1, 3)
+    strided["slots"] = strided["slots"].repeat_interleave(2)[::2]
+    for given_ in (plain, strided):
+        given_["q"] = ops.qk_norm_mm_rope_paged_write(**given_)
+    for name in ("q", "k_pages", "v_pages"):
+        tolerances.assert_bitwise_equal(strided[name], plain[name], name)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_gradient_flows(backend: str) -> None:
     given_ = arguments()
