@@ -3,7 +3,7 @@
     python bench/qk_norm_mm_rope.py --tokens 7232 --heads 16 --kv-heads 16 --head-dim 128 --json out.json
 
 The limit is the machine's copy speed, measured in the same rounds: ``share_of_copy`` is the memory traffic that an
-operation needs at least, per second, divided by that of a plain copy of q and k.
+operation needs at least, per second, divided by that of a plain copy of q and k into new memory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from lumos_engine import ops
 from lumos_engine.testing import eager
 
+PAGE_SIZE = 64
 Pair = tuple[Tensor, Tensor]
 
 
@@ -66,15 +67,14 @@ def main() -> None:
     )
     weights = [torch.randn(1, head_dim) for _ in range(4)]
     positions = torch.arange(tokens, dtype=torch.int32)[:, None].expand(-1, 3).contiguous()
-    slots = torch.randperm(tokens)
-    k_pages, v_pages = (torch.zeros(tokens, 1, *k.shape[1:], dtype=dtype) for _ in range(2))
-    targets = [torch.empty_like(x) for x in (q, k)]
+    num_pages = -(-tokens // PAGE_SIZE)
+    slots = (torch.randperm(num_pages)[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:tokens]
+    k_pages, v_pages = (torch.zeros(num_pages, PAGE_SIZE, *k.shape[1:], dtype=dtype) for _ in range(2))
     compiled = torch.compile(composition)
     functions = {"ours": ops.qk_norm_mm_rope, "eager": composition, "compiled": compiled}
 
-    def copy() -> None:
-        for target, x in zip(targets, (q, k), strict=True):
-            target.copy_(x)
+    def copy() -> list[Tensor]:
+        return [x.clone() for x in (q, k)]
 
     def two_operations() -> None:
         _, rotated = ops.qk_norm_mm_rope(q, k, *weights, positions)
