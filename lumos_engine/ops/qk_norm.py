@@ -174,7 +174,7 @@ def _backward_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, q_weight, _, k_weight, _, positions, inv_freq, ctx.eps, ctx.parity = inputs
-    # Mean and deviation are not kept: the backward reads q and k anyway, and finds both again in its registers.
+    # Mean and deviation are not kept: the backward reads q and k anyway, and finds both again.
     ctx.save_for_backward(q, k, q_weight, k_weight, positions, inv_freq)
 
 
