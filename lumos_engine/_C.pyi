@@ -63,6 +63,58 @@ def mm_rope(
     x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool, num_threads: int
 ) -> None: ...
 def paged_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, num_threads: int) -> None: ...
+def qk_norm_mm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor,
+    q_out: Tensor,
+    k_out: Tensor,
+    eps: float,
+    parity: bool,
+    num_threads: int,
+) -> None: ...
+def qk_norm_mm_rope_backward(
+    grad_q_out: Tensor,
+    grad_k_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_q_weight: Tensor,
+    grad_q_bias: Tensor,
+    grad_k_weight: Tensor,
+    grad_k_bias: Tensor,
+    eps: float,
+    parity: bool,
+    num_threads: int,
+) -> None: ...
+def qk_norm_mm_rope_paged_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    slots: Tensor,
+    q_out: Tensor,
+    eps: float,
+    parity: bool,
+    num_threads: int,
+) -> None: ...
 def sample_codes(
     cond: Tensor,
     uncond: Tensor,

@@ -46,10 +46,28 @@ LUMOS_INLINE vec load(const float* p) {
   return x;
 }
 
+// 16 lanes are named here because gcc widens and narrows them in pieces otherwise; a mask of ones leaves nothing
+// undefined.
+LUMOS_INLINE uvec widened(hvec half) {
+#if defined(__AVX512F__)
+  return (uvec)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)half);
+#else
+  return __builtin_convertvector(half, uvec);
+#endif
+}
+
+LUMOS_INLINE hvec narrowed(uvec x) {
+#if defined(__AVX512F__)
+  return (hvec)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)x);
+#else
+  return __builtin_convertvector(x, hvec);
+#endif
+}
+
 LUMOS_INLINE vec load(const bfloat16* p) {
   hvec half;
   std::memcpy(&half, p, sizeof half);
-  return (vec)(__builtin_convertvector(half, uvec) << 16);
+  return (vec)(widened(half) << 16);
 }
 
 LUMOS_INLINE void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
@@ -59,7 +77,7 @@ LUMOS_INLINE void store(bfloat16* p, vec x) {
   const uvec bits = (uvec)x;
   const uvec rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const uvec kept = x != x ? (bits | 0x400000u) : rounded;
-  const hvec half = __builtin_convertvector(kept >> 16, hvec);
+  const hvec half = narrowed(kept >> 16);
   std::memcpy(p, &half, sizeof half);
 }
 

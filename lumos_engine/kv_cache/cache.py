@@ -145,6 +145,29 @@ class PagedKVCache:
         self._require_current(cache_step)
         ops.paged_write(k.detach(), v.detach(), self.k_pages[layer], self.v_pages[layer], cache_step.slots)
 
+    def write_normed(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        norms: tuple[Tensor, Tensor, Tensor, Tensor],
+        positions: Tensor,
+        inv_freq: Tensor,
+        cache_step: CacheStep,
+        *,
+        parity: bool = False,
+    ) -> Tensor:
+        """``ops.qk_norm_mm_rope`` of q and k, :meth:`write` of its k and of v, all in one pass; returns its q.
+
+        norms: weight and bias of the norm of q, then of k.
+        """
+        self._require_current(cache_step)
+        return ops.qk_norm_mm_rope_paged_write(
+            q, k, v, *norms, positions, self.k_pages[layer], self.v_pages[layer], cache_step.slots, inv_freq,
+            parity=parity,
+        )  # fmt: skip
+
     @torch.no_grad()
     def attend(self, layer: int, q: Tensor, cache_step: CacheStep, scale: float | None = None) -> Tensor:
         """Attention of q [tokens of the step, heads, head_dim] to the committed and open keys that the layout lets it see."""

@@ -65,15 +65,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = ops.qk_norm_mm_rope(
-            q, k, self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias,
-            context.positions, context.inv_freq, parity=context.parity,
-        )  # fmt: skip
+        norms = (self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias)
         if context.cached is None:
+            q, k = ops.qk_norm_mm_rope(q, k, *norms, context.positions, context.inv_freq, parity=context.parity)
             out, _ = ops.block_attention(q, k, v, context.layout)
         else:
             cache, cache_step = context.cached
-            cache.write(self.layer, k, v, cache_step)
+            q = cache.write_normed(
+                self.layer, q, k, v, norms, context.positions, context.inv_freq, cache_step, parity=context.parity
+            )
             out = cache.attend(self.layer, q, cache_step)
         return self.o_proj(out.flatten(1))
 

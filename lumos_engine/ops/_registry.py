@@ -156,7 +156,7 @@ def rows_contiguous(op: str, name: str, tensor: Tensor) -> Tensor:
 
 
 def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, ...]] | None:
-    """What ``_C`` takes for a tensor: (data_ptr, dtype code, shape, strides in elements)."""
+    """What ``_C`` takes for a tensor: (data_ptr, dtype code, shape, strides in elements). It does not keep the tensor alive."""
     if tensor is None:
         return None
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride())

@@ -128,10 +128,11 @@ def _backward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     named = (("grad_out", grad_out), ("q", q), ("k", k), ("v", v))
     grad_out, q, k, v = (registry.rows_contiguous("block_attention", name, x) for name, x in named)
+    out, row_state = out.contiguous(), row_state.contiguous()  # named: a view keeps no tensor alive
     grads = _backward_fake(grad_out, q, k, v)
     schedule = (intervals, hidden, tiles, row_offsets, row_runs, col_offsets, col_runs)
     registry.extension().block_attention_backward(
-        *map(registry.view, (grad_out, q, k, v, out.contiguous(), row_state.contiguous(), *schedule)),
+        *map(registry.view, (grad_out, q, k, v, out, row_state, *schedule)),
         scale,
         *map(registry.view, grads),
         torch.get_num_threads(),

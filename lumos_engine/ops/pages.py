@@ -31,6 +31,16 @@ def paged_write(
     chosen = registry.select_backend(op, k, backend)
     if chosen == "cpu":
         registry.check_tensor(op, "k", k, dtype=registry.FLOATS, shape=("tokens", "kv_heads", "head_dim"))
+    check_pages(op, k, v, k_pages, v_pages, slots)
+    if chosen == "reference":
+        check_slots(op, slots, k_pages)
+        registry.reference("pages").paged_write(k, v, k_pages, v_pages, slots)
+    else:
+        torch.ops.lumos._paged_write(k.detach(), v.detach(), k_pages, v_pages, slots)
+
+
+def check_pages(op: str, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
+    """Raises TypeError or ValueError unless v, the pages and slots fit k [tokens, kv_heads, head_dim]."""
     tokens, kv_heads, head_dim = k.shape
     registry.check_tensor(op, "v", v, dtype=k.dtype, shape=tuple(k.shape), device=k.device)
     pages = ("num_pages", "page_size", kv_heads, head_dim)
@@ -40,23 +50,24 @@ def paged_write(
     for name, tensor in (("k_pages", k_pages), ("v_pages", v_pages)):
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}; it must be contiguous")
-    if chosen == "reference":
-        num_slots = k_pages.shape[0] * k_pages.shape[1]
-        if tokens and (int(slots.min()) < 0 or int(slots.max()) >= num_slots):
-            raise ValueError(
-                f"{op}: slots are {int(slots.min())}..{int(slots.max())}; the pages hold slots 0..{num_slots - 1}"
-            )
-        registry.reference("pages").paged_write(k, v, k_pages, v_pages, slots)
-    else:
-        torch.ops.lumos._paged_write(k.detach(), v.detach(), k_pages, v_pages, slots)
+
+
+def check_slots(op: str, slots: Tensor, k_pages: Tensor) -> None:
+    """Raises ValueError unless all slots lie in the pages. The cpu kernel does this by itself."""
+    num_slots = k_pages.shape[0] * k_pages.shape[1]
+    if len(slots) and (int(slots.min()) < 0 or int(slots.max()) >= num_slots):
+        raise ValueError(
+            f"{op}: slots are {int(slots.min())}..{int(slots.max())}; the pages hold slots 0..{num_slots - 1}"
+        )
 
 
 def _paged_write_cpu(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
     k = registry.rows_contiguous("paged_write", "k", k)
     v = registry.rows_contiguous("paged_write", "v", v)
+    slots = slots.contiguous()  # named: a view keeps no tensor alive
     view = registry.view
     registry.extension().paged_write(
-        view(k), view(v), view(k_pages), view(v_pages), view(slots.contiguous()), torch.get_num_threads()
+        view(k), view(v), view(k_pages), view(v_pages), view(slots), torch.get_num_threads()
     )
 
 

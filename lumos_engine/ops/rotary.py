@@ -97,11 +97,11 @@ def mm_rope(
 
 
 def _rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool) -> None:
+    positions, inv_freq = positions.contiguous(), inv_freq.contiguous()  # named: a view keeps no tensor alive
     view = registry.view
     registry.extension().mm_rope(
-        view(x), view(positions.contiguous()), view(inv_freq.contiguous()), view(out), inverse, parity,
-        torch.get_num_threads(),
-    )  # fmt: skip
+        view(x), view(positions), view(inv_freq), view(out), inverse, parity, torch.get_num_threads()
+    )
 
 
 def _mm_rope_cpu(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> Tensor:

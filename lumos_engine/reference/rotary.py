@@ -21,6 +21,27 @@ def rotation_table(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> t
     return angle.to(dtype).cos(), angle.to(dtype).sin()
 
 
+def rotated(
+    x: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor | None,
+    *,
+    inverse: bool = False,
+    tables_in: torch.dtype | None = None,
+) -> Tensor:
+    """``mm_rope`` of x in fp32 or fp64, not rounded; cosine and sine rounded to ``tables_in`` where given."""
+    if inv_freq is None:
+        inv_freq = inverse_frequencies(x.shape[-1]).to(x.device)
+    cos, sin = rotation_table(positions, inv_freq, x.dtype)
+    if tables_in is not None:
+        cos, sin = cos.to(tables_in).to(x.dtype), sin.to(tables_in).to(x.dtype)
+    if inverse:
+        sin = -sin
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
 def mm_rope(
     x: Tensor,
     positions: Tensor,
@@ -31,15 +52,7 @@ def mm_rope(
     inplace: bool = False,
 ) -> Tensor:
     """See ``lumos_engine.ops.mm_rope``."""
-    if inv_freq is None:
-        inv_freq = inverse_frequencies(x.shape[-1]).to(x.device)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = rotation_table(positions, inv_freq, dtype)
-    if parity:
-        cos, sin = cos.to(x.dtype).to(dtype), sin.to(x.dtype).to(dtype)
-    if inverse:
-        sin = -sin
-    cos, sin = cos[:, None], sin[:, None]
-    first, second = x.to(dtype).chunk(2, dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-    return x.copy_(rotated) if inplace else rotated
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    tables_in = x.dtype if parity else None
+    out = rotated(wide, positions, inv_freq, inverse=inverse, tables_in=tables_in).to(x.dtype)
+    return x.copy_(out) if inplace else out

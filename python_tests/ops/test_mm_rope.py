@@ -236,6 +236,16 @@ def test_a_last_dimension_that_is_not_contiguous_is_copied_and_counted() -> None
     assert copies["mm_rope.x"] == before + 1
 
 
+@pytest.mark.parametrize("tokens", [3, 50, 3000])
+def test_positions_and_frequencies_that_are_not_contiguous(tokens: int) -> None:
+    """Their copies must live until the kernel has read them: small blocks are reused at once."""
+    x, positions = example(tokens)
+    inv_freq = ops.inverse_frequencies(64)
+    expected = ops.mm_rope(x, positions[:, :1].expand(-1, 3).contiguous(), inv_freq)
+    strided = inv_freq.repeat_interleave(2)[::2]
+    tolerances.assert_bitwise_equal(ops.mm_rope(x, positions[:, :1].expand(-1, 3), strided), expected)
+
+
 # ---- framework
 
 

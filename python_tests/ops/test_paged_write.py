@@ -58,6 +58,16 @@ def test_threads_change_nothing() -> None:
     assert torch.equal(v_pages.flatten(0, 1)[slots], v)
 
 
+def test_slots_that_are_not_contiguous() -> None:
+    """Their copy must live until the kernel has read it: small blocks are reused at once."""
+    k = strategies.randn((6, 1, 32), torch.float32, 0)
+    k_pages, v_pages = (torch.zeros(2, 4, 1, 32) for _ in range(2))
+    slots = torch.tensor([7, 0, 1, 0, 5, 0, 2, 0, 0, 0, 4, 0])[::2]
+    ops.paged_write(k, k, k_pages, v_pages, slots)
+    assert torch.equal(k_pages.flatten(0, 1)[slots], k)
+    assert torch.equal(v_pages, k_pages)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("slot", [-1, 8])
 def test_a_slot_outside_the_pages_is_refused_before_anything_is_written(slot: int, backend: str) -> None:

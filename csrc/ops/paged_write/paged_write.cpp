@@ -1,25 +1,10 @@
 #include "lumos/paged_write.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/error.h"
 #include "cpu/thread_pool.h"
-
-namespace {
-
-// Heads of one token: one copy where they lie side by side.
-void copy_token(const char* from, int64_t stride_head, char* to, int64_t num_heads, int64_t head_bytes) {
-  if (stride_head == head_bytes) {
-    std::memcpy(to, from, num_heads * head_bytes);
-    return;
-  }
-  for (int64_t head = 0; head < num_heads; ++head) {
-    std::memcpy(to + head * head_bytes, from + head * stride_head, head_bytes);
-  }
-}
-
-}  // namespace
+#include "ops/paged_write/slots.h"
 
 extern "C" lumos_status lumos_cpu_paged_write(const lumos_paged_write_params* params) {
   return lumos::guarded([&] {
@@ -27,11 +12,7 @@ extern "C" lumos_status lumos_cpu_paged_write(const lumos_paged_write_params* pa
     if (p.dtype != LUMOS_FLOAT32 && p.dtype != LUMOS_BFLOAT16) {
       throw lumos::Error(LUMOS_UNSUPPORTED_TYPE, "paged_write takes float32 and bfloat16");
     }
-    for (int64_t token = 0; token < p.num_tokens; ++token) {
-      lumos::require(0 <= p.slots[token] && p.slots[token] < p.num_slots,
-                     "paged_write: slots[%lld] is %lld; the pages hold slots 0..%lld", static_cast<long long>(token),
-                     static_cast<long long>(p.slots[token]), static_cast<long long>(p.num_slots - 1));
-    }
+    lumos::require_slots("paged_write", p.slots, p.num_tokens, p.num_slots);
     const int64_t size = p.dtype == LUMOS_BFLOAT16 ? 2 : 4;
     const int64_t head_bytes = p.head_dim * size, token_bytes = p.num_kv_heads * head_bytes;
     const int64_t chunk_tokens = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, token_bytes));
@@ -39,10 +20,10 @@ extern "C" lumos_status lumos_cpu_paged_write(const lumos_paged_write_params* pa
       const int64_t end = std::min((chunk + 1) * chunk_tokens, p.num_tokens);
       for (int64_t token = chunk * chunk_tokens; token < end; ++token) {
         const int64_t target = p.slots[token] * token_bytes;
-        copy_token(static_cast<const char*>(p.k) + token * p.k_stride_token * size, p.k_stride_head * size,
-                   static_cast<char*>(p.k_pages) + target, p.num_kv_heads, head_bytes);
-        copy_token(static_cast<const char*>(p.v) + token * p.v_stride_token * size, p.v_stride_head * size,
-                   static_cast<char*>(p.v_pages) + target, p.num_kv_heads, head_bytes);
+        lumos::copy_token(static_cast<const char*>(p.k) + token * p.k_stride_token * size, p.k_stride_head * size,
+                          static_cast<char*>(p.k_pages) + target, p.num_kv_heads, head_bytes);
+        lumos::copy_token(static_cast<const char*>(p.v) + token * p.v_stride_token * size, p.v_stride_head * size,
+                          static_cast<char*>(p.v_pages) + target, p.num_kv_heads, head_bytes);
       }
     });
   });

@@ -1,0 +1,134 @@
+"""Normalised and rotated queries; keys and values that went into pages on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lumos_engine import ops
+from lumos_engine.testing import poison, strategies, tolerances
+
+BACKENDS = ["reference", "cpu"]
+PAGE_SIZE = 16
+
+
+def arguments(tokens: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+    """Three pages of 16 slots, poisoned; slots in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"q": (tokens, 4, 32), "k": (tokens, 2, 32), "v": (tokens, 2, 32)}
+    weights = {f"{x}_{name}": (2, 32) for x in "qk" for name in ("weight", "bias")}
+    tensors = {
+        name: strategies.randn(shape, dtype, seed + i) for i, (name, shape) in enumerate({**shapes, **weights}.items())
+    }
+    positions = torch.randint(0, 3000, (tokens, 3), generator=generator, dtype=torch.int32)
+    pages = {name: torch.full((3, PAGE_SIZE, 2, 32), torch.nan, dtype=dtype) for name in ("k_pages", "v_pages")}
+    return {**tensors, "positions": positions, **pages, "slots": torch.randperm(48, generator=generator)[:tokens]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(st.integers(0, 48), st.sampled_from(strategies.DTYPES), st.booleans(), st.data())
+def test_bits_are_those_of_the_two_operations(
+    backend: str, tokens: int, dtype: torch.dtype, parity: bool, data: st.DataObject
+) -> None:
+    given_ = arguments(tokens, dtype, data.draw(st.integers(0, 2**30)))
+    for name in ("q", "k", "v"):
+        given_[name] = strategies.in_order(given_[name], data.draw(strategies.memory_orders()))
+    pages = {name: poison.GuardedTensor(given_[name].shape, dtype) for name in ("k_pages", "v_pages")}
+    given_.update({name: guarded.tensor for name, guarded in pages.items()})
+    with poison.poisoned_outputs():
+        q_out = ops.qk_norm_mm_rope_paged_write(**given_, parity=parity, backend=backend)
+    expected = {name: given_.pop(name).clone().fill_(torch.nan) for name in pages}
+    slots, v = given_.pop("slots"), given_.pop("v")
+    q, k = ops.qk_norm_mm_rope(**given_, parity=parity, backend=backend)
+    ops.paged_write(k, v, **expected, slots=slots, backend=backend)
+    tolerances.assert_bitwise_equal(q_out, q, "q")
+    for name, guarded in pages.items():
+        tolerances.assert_bitwise_equal(guarded.tensor, expected[name], name)
+        guarded.assert_untouched()
+
+
+def test_threads_change_no_bit(isa: str) -> None:
+    runs = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            given_ = arguments()
+            shapes = {"q": (3000, 4, 32), "k": (3000, 2, 32), "v": (3000, 2, 32)}
+            given_.update({name: strategies.randn(shape, torch.float32, 3) for name, shape in shapes.items()})
+            given_.update({name: torch.full((200, PAGE_SIZE, 2, 32), torch.nan) for name in ("k_pages", "v_pages")})
+            given_["positions"] = torch.arange(9000, dtype=torch.int32).view(-1, 3)
+            given_["slots"] = torch.arange(3000).flip(0)
+            q = ops.qk_norm_mm_rope_paged_write(**given_)
+            runs.append((q, given_["k_pages"], given_["v_pages"]))
+    finally:
+        torch.set_num_threads(before)
+    for name, one, three in zip(("q", "k_pages", "v_pages"), *runs, strict=True):
+        tolerances.assert_bitwise_equal(three, one, name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("slot", [-1, 48])
+def test_a_slot_outside_the_pages_is_refused_before_anything_is_written(slot: int, backend: str) -> None:
+    given_ = arguments()
+    given_["slots"][2] = slot
+    with pytest.raises(ValueError, match=rf"qk_norm_mm_rope_paged_write: .*{slot}.*the pages hold slots 0\.\.47"):
+        ops.qk_norm_mm_rope_paged_write(**given_, backend=backend)
+    assert given_["k_pages"].isnan().all()
+    assert given_["v_pages"].isnan().all()
+
+
+def test_integers_that_are_not_contiguous() -> None:
+    plain, strided = arguments(), arguments()
+    plain["positions"] = plain["positions"][:, :1].expand(-1, 3).contiguous()
+    strided["positions"] = strided["positions"][:, :1].expand(-1, 3)
+    strided["slots"] = strided["slots"].repeat_interleave(2)[::2]
+    for given_ in (plain, strided):
+        given_["q"] = ops.qk_norm_mm_rope_paged_write(**given_)
+    for name in ("q", "k_pages", "v_pages"):
+        tolerances.assert_bitwise_equal(strided[name], plain[name], name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_flows(backend: str) -> None:
+    given_ = arguments()
+    for name in ("q", "k", "v", "q_weight", "k_bias"):
+        given_[name].requires_grad_()
+    assert not ops.qk_norm_mm_rope_paged_write(**given_, backend=backend).requires_grad
+    assert not given_["k_pages"].requires_grad
+
+
+def test_opcheck_and_compile() -> None:
+    def function(pages: list[Tensor], given_: dict[str, Tensor]) -> Tensor:
+        k_pages, v_pages = pages
+        return ops.qk_norm_mm_rope_paged_write(**{**given_, "k_pages": k_pages, "v_pages": v_pages}) * 2
+
+    given_ = arguments()
+    plain, compiled = ([torch.zeros(3, PAGE_SIZE, 2, 32) for _ in range(2)] for _ in range(2))
+    expected = function(plain, given_)
+    actual = torch.compile(function, fullgraph=True, backend="aot_eager")(compiled, given_)
+    tolerances.assert_bitwise_equal(actual, expected)
+    for left, right in zip(compiled, plain, strict=True):
+        tolerances.assert_bitwise_equal(left, right)
+    names = ("q", "k", "v", "q_weight", "q_bias", "k_weight", "k_bias", "positions")
+    inputs = [given_[name] for name in names] + [ops.inverse_frequencies(32), *plain, given_["slots"]]
+    torch.library.opcheck(torch.ops.lumos._qk_norm_mm_rope_paged_write.default, (*inputs, 1e-5, False))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (TypeError, "k has dtype bfloat16; allowed: float32", {"k": torch.ones(4, 2, 32).bfloat16()}),
+        (ValueError, r"v has shape \(4, 4, 32\); it must be \[4, 2, 32\]", {"v": torch.ones(4, 4, 32)}),
+        (ValueError, r"k_pages has shape \(2, 4, 4, 32\); it must be \[num_pages, page_size, 2, 32\]", {"k_pages": torch.zeros(2, 4, 4, 32)}),
+        (ValueError, "v_pages has strides .*; it must be contiguous", {"v_pages": torch.zeros(16, 3, 2, 32).transpose(0, 1)}),
+        (TypeError, "slots has dtype int32; allowed: int64", {"slots": torch.zeros(4, dtype=torch.int32)}),
+        (ValueError, "q_weight has 3 rows", {"q_weight": torch.ones(3, 32), "q_bias": torch.ones(3, 32)}),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(error: type[Exception], message: str, changes: dict[str, Tensor]) -> None:
+    with pytest.raises(error, match=f"qk_norm_mm_rope_paged_write: {message}"):
+        ops.qk_norm_mm_rope_paged_write(**{**arguments(), **changes})
