@@ -21,6 +21,7 @@ MAX_CONTAINERS = 10_000
 """Most lists and dicts in a record, and most strings that it refers back to."""
 
 _MARK = object()
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 class RecordError(ValueError):
@@ -46,7 +47,7 @@ def read_record_file(path: str | os.PathLike[str]) -> Any:
         code = stream.read(1)
         if not code:
             raise RecordError(f"{path}: the record is cut short at byte {place}")
-        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        opcode = _OPCODES.get(code.decode("latin-1"))
         name = opcode.name if opcode else f"0x{code.hex()}"
         action = _ACTIONS.get(name)
         if opcode is None or action is None:
