@@ -40,6 +40,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMENSIONS = 64
+_MAX_NAME_CHARACTERS = 512
 
 
 class CheckpointError(ValueError):
@@ -89,6 +90,8 @@ def read_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ of the header is not an object of strings")
+    if any(len(name) > _MAX_NAME_CHARACTERS for name in header):
+        raise CheckpointError(f"{path}: a tensor's name has more than {_MAX_NAME_CHARACTERS} characters")
     data = 8 + header_bytes
     tensors = {name: _entry(path, name, value, data) for name, value in header.items()}
     _check_tiling(path, tensors, data, size)

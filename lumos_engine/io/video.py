@@ -22,7 +22,7 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 _SAVE_SUFFIXES = (".mp4", ".gif", ".png")
 _TIME_TOLERANCE_S = 1e-3
 MAX_FRAMES = 100_000
-MAX_CLIP_BYTES = 2 << 30
+MAX_CLIP_BYTES = 1 << 30
 """Most frames, and bytes of all frames, that :func:`read_video` returns: a small file may hold any number of equal frames."""
 
 
@@ -60,6 +60,8 @@ def _open_stream(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tupl
             if not container.streams.video:
                 raise MediaError(f"{path} holds no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise MediaError(f"{path} holds a video stream of a codec that is not known")
             if stream.width < 1 or stream.height < 1:
                 raise MediaError(f"{path} declares no frame size")
             if stream.width * stream.height > max_pixels:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -57,7 +57,7 @@ class LumosConfig:
             kind = type(default)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise TypeError(f"{field.name} must be {kind.__name__}, got {reprlib.repr(value)}")
-            if kind is not bool and not 0 < value < math.inf:
+            if kind is not bool and not 0 < value <= sys.float_info.max:
                 raise ValueError(f"{field.name} must be positive, got {reprlib.repr(value)}")
             if kind is int and value > _MAX_SIZE:
                 raise ValueError(f"{field.name} must be at most {_MAX_SIZE}, got {reprlib.repr(value)}")

@@ -134,7 +134,7 @@ class VisualTokenizerConfig:
         """Raises ValueError naming keys that do not exist or values that do not fit."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown key of the visual tokenizer's configuration: {', '.join(unknown)}")
+            raise ValueError(f"unknown key of the visual tokenizer's configuration: {reprlib.repr(unknown[0])}")
         return cls(**values)
 
 
