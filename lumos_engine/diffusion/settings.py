@@ -6,14 +6,15 @@ import reprlib
 import sys
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 HISTORY_MODES = ("mask", "drop", "keep")
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: Any) -> bool:
     """Whether ``value`` is a number from 0 to the largest that a float holds."""
-    return isinstance(value, Real) and 0 <= value <= sys.float_info.max
+    is_number = isinstance(value, Real)
+    return is_number and 0 <= value <= sys.float_info.max
 
 
 @dataclass(frozen=True)

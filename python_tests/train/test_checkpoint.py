@@ -188,3 +188,13 @@ def test_the_trainer_goes_back_and_repeats_the_lost_steps(
     assert found.path == expected.path
     for name, part in expected.tensors.items():
         assert all(torch.equal(value, found.tensors[name][key]) for key, value in part.items())
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_model_gets_the_model(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    trainer.run()
+    weights = trainer.out / "model" / "model.safetensors"
+    expected = weights.read_bytes()
+    weights.write_bytes(b"of an earlier checkpoint")
+    make_trainer(resume=True).run()
+    assert weights.read_bytes() == expected
