@@ -56,7 +56,7 @@ def _open_stream(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tupl
     file = check_media_file(path)
     try:
         # Only this file: a playlist must not make the demuxer fetch from a network.
-        with av.open(str(file), options={"protocol_whitelist": "file"}) as container:
+        with av.open(str(file), options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise MediaError(f"{path} holds no video stream")
             stream = container.streams.video[0]

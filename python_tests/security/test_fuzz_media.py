@@ -87,6 +87,13 @@ def test_any_damage(ask: Ask, tmp_path: Path, suffix: str, data: st.DataObject) 
     ask(path, **options)
 
 
+def test_names_that_are_not_unicode(ask: Ask, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    assert b"VideoHandler" in GOOD[".mp4"] and b"Lavf" in GOOD[".mp4"]
+    path.write_bytes(GOOD[".mp4"].replace(b"VideoHandler", b"\x80ideoHandler").replace(b"Lavf", b"\x80avf"))
+    assert ask(path) == {"shape": [12, 32, 48, 3]}
+
+
 @pytest.mark.parametrize("suffix", [*GOOD, ".mkv", ".webm", ".avi", ".mov"])
 def test_other_content_than_the_suffix_says(ask: Ask, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
