@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -276,15 +277,14 @@ class LumosPipeline:
             return self.defaults[name] if value is None else value
 
         if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {reprlib.repr(mode)}")
         prompts = _checked_prompts(prompt)
-        if num_samples < 1 or first_sample < 0:
-            raise ValueError(
-                f"num_samples must be at least 1 and first_sample at least 0, got {num_samples} and {first_sample}"
-            )
+        for name, number, least in (("num_samples", num_samples, 1), ("first_sample", first_sample, 0)):
+            if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= MAX_SEED:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {reprlib.repr(number)}")
         seed = secrets.randbelow(2**31) if seed is None else seed
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed must be an integer in 0..{MAX_SEED}, got {seed!r}")
+            raise ValueError(f"seed must be an integer in 0..{MAX_SEED}, got {reprlib.repr(seed)}")
         shape = ClipShape(
             option("num_frames", num_frames),
             option("height", height),

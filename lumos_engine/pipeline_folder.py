@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,14 +46,12 @@ class PipelineConfig:
             FileNotFoundError: no such file. ValueError: not JSON, an unknown key, a value of the wrong type, or a
                 prompt template other than the one this package writes prompts with.
         """
+        from .io.json_file import read_json_object
         from .layout import Vocabulary
         from .tokenizers.prompt import PROMPT_TEMPLATE
 
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from None
-        if not isinstance(content, dict) or not isinstance(content.get("vocabulary"), dict):
+        content = read_json_object(path)
+        if not isinstance(content.get("vocabulary"), dict):
             raise ValueError(f"{path} must hold an object with a vocabulary")
         _refuse_unknown(path, "key", content, ("vocabulary", "defaults", "prompt_template"))
         if content.get("prompt_template", PROMPT_TEMPLATE) != PROMPT_TEMPLATE:
@@ -64,6 +62,10 @@ class PipelineConfig:
         if not isinstance(defaults, dict):
             raise ValueError(f"{path}: defaults must be an object, got {type(defaults).__name__}")
         _refuse_unknown(path, "default", defaults, DEFAULTS)
+        for name, value in defaults.items():
+            kind = type(DEFAULTS[name])
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{path}: default {name} must be {kind.__name__}, got {reprlib.repr(value)}")
         try:
             vocabulary = Vocabulary.from_dict(content["vocabulary"])
         except (TypeError, ValueError) as error:

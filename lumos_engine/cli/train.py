@@ -1,7 +1,7 @@
 """``lumos train CONFIG [--resume] [--section.option value ...]``.
 
 CONFIG is a YAML file, or the name of one that comes with the package (``moving_digits``). The run's folder (``train.out``) receives the
-resolved configuration, ``train.jsonl``, checkpoints, and the model so far in ``model/``.
+resolved configuration, ``train.jsonl``, checkpoints, and the model so far in ``model/``; one process at a time may write there.
 
 Exit codes: 0 at the end of the run and after SIGTERM, 130 after Ctrl-C (both save first), 2 for a mistake or a failure.
 """
@@ -14,6 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..train.config import TrainConfig
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -39,6 +43,13 @@ def main(argv: Sequence[str]) -> int:
     except TypeError as error:  # an option of the wrong type is the user's mistake, not ours
         raise ValueError(str(error)) from None
 
+    from ..io.lock import owned_folder
+
+    with owned_folder(Path(config.train.out)):
+        return _run(config, resume, quiet)
+
+
+def _run(config: TrainConfig, resume: bool, quiet: bool) -> int:
     from ..io.atomic import write_json_atomic
     from ..train.curve import training_curve
     from ..train.progress import EncodingBar, JsonLog, Listener, ProgressBar, TensorBoardLog
@@ -78,7 +89,7 @@ def _help() -> str:
     return (
         "usage: lumos train CONFIG [--resume] [--quiet] [--section.option value ...]\n\n"
         f"CONFIG is a YAML file or one of: {', '.join(sorted(p.stem for p in _CONFIGS.glob('*.yaml')))}.\n"
-        "--resume continues the run in train.out from its latest checkpoint; --quiet shows no progress bar.\n"
+        "--resume continues the run in train.out from its newest whole checkpoint; --quiet shows no progress bar.\n"
         "Exit codes: 0 at the end and after SIGTERM, 130 after Ctrl-C (both save first), 2 on failure.\n\n"
         f"options and defaults:\n{describe_options()}"
     )

@@ -195,8 +195,8 @@ def _read_captions(file: Path) -> Iterator[tuple[str, str]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file} line {number} is not JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file} line {number} is not JSON: {error}") from None
             path = row.get("path") if isinstance(row, dict) else None
             caption = row.get("caption") if isinstance(row, dict) else None
             if not isinstance(path, str) or not path or not isinstance(caption, (str, type(None))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 
 from ..tokenizers.prompt import clip_duration
@@ -9,7 +10,7 @@ from ..tokenizers.prompt import clip_duration
 
 def _check_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least 1, got {reprlib.repr(value)}")
     return value
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 HISTORY_MODES = ("mask", "drop", "keep")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether ``value`` is a number from 0 to the largest that a float holds."""
+    is_number = isinstance(value, Real)
+    return is_number and 0 <= value <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -59,19 +67,21 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be an integer of at least 1, got {self.steps!r}")
+            raise ValueError(f"steps must be an integer of at least 1, got {reprlib.repr(self.steps)}")
         if self.history not in HISTORY_MODES:
-            raise ValueError(f"history must be one of {', '.join(HISTORY_MODES)}, got {self.history!r}")
+            raise ValueError(f"history must be one of {', '.join(HISTORY_MODES)}, got {reprlib.repr(self.history)}")
         for name in ("temperature", "sampling_temperature"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
-        if self.guidance_scale is not None and not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            if not _is_finite(getattr(self, name)):
+                raise ValueError(
+                    f"{name} must be a finite number of at least 0, got {reprlib.repr(getattr(self, name))}"
+                )
+        if self.guidance_scale is not None and not _is_finite(self.guidance_scale):
             raise ValueError(
-                f"guidance_scale must be None or a finite number of at least 0, got {self.guidance_scale!r}"
+                f"guidance_scale must be None or a finite number of at least 0, got {reprlib.repr(self.guidance_scale)}"
             )
-        if self.history != "keep" and not 0 < self.history_mask_ratio <= 1:
+        if self.history != "keep" and not (_is_finite(self.history_mask_ratio) and 0 < self.history_mask_ratio <= 1):
             raise ValueError(
-                f"history_mask_ratio must be above 0 and at most 1, got {self.history_mask_ratio!r}; "
+                f"history_mask_ratio must be above 0 and at most 1, got {reprlib.repr(self.history_mask_ratio)}; "
                 f"history='keep' masks nothing"
             )
 

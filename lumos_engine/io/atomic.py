@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replace_file", "write_bytes_atomic", "write_json_atomic"]
+__all__ = ["remove_leftovers", "replace_file", "sync_folder", "write_bytes_atomic", "write_json_atomic"]
+
+_LEFTOVER = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.\w+)?")
 
 
 @contextmanager
@@ -40,8 +43,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         if error.errno is None or error.filename not in (None, str(temporary), temporary):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
-    with suppress(OSError):  # some file systems refuse to sync a folder; the file itself is on disk by now
-        _sync(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
@@ -60,6 +62,20 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any, *, indent: int |
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     write_bytes_atomic(path, (text + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in ``folder`` to disk, where its file system can."""
+    with suppress(OSError):  # some refuse to sync a folder; the files themselves are on disk by now
+        _sync(folder, os.O_RDONLY)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left in ``folder`` and below. Nothing else may be writing there."""
+    for path in folder.rglob(".*"):
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            with suppress(OSError):
+                path.unlink()
 
 
 def _sync(path: Path, flags: int) -> None:

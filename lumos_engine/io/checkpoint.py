@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSIONS = 64
+_MAX_NAME_CHARACTERS = 512
 
 
 class CheckpointError(ValueError):
@@ -87,6 +90,8 @@ def read_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ of the header is not an object of strings")
+    if any(len(name) > _MAX_NAME_CHARACTERS for name in header):
+        raise CheckpointError(f"{path}: a tensor's name has more than {_MAX_NAME_CHARACTERS} characters")
     data = 8 + header_bytes
     tensors = {name: _entry(path, name, value, data) for name, value in header.items()}
     _check_tiling(path, tensors, data, size)
@@ -172,15 +177,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(path: Path, name: str, value: Any, data: int) -> TensorEntry:
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-        numbers = [*shape, begin, end]
+        numbers = [*shape[:_MAX_DIMENSIONS], begin, end]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
             f"{path}: the header entry of tensor {name!r} lacks dtype, shape or data_offsets"
         ) from None
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype!r}; known are {', '.join(_DTYPES)}")
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has dtype {reprlib.repr(dtype)}; known are {', '.join(_DTYPES)}"
+        )
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise CheckpointError(f"{path}: tensor {name!r} has a shape or offset that is not a non-negative integer")
+    if len(shape) > _MAX_DIMENSIONS or math.prod(max(1, size) for size in shape) >= 2**63:
+        raise CheckpointError(f"{path}: tensor {name!r} has a shape of too many dimensions or elements")
     expected = math.prod(shape) * _DTYPES[dtype].itemsize
     if end - begin != expected:
         raise CheckpointError(

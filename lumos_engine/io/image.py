@@ -74,6 +74,7 @@ def cover_and_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Raises:
         ValueError: not a uint8 image of 1 or 3 channels, or a target below 1 px.
+        MediaError: so narrow an image that the one that covers has more than :data:`MAX_PIXELS`.
     """
     from PIL import Image
 
@@ -87,6 +88,11 @@ def cover_and_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = max(width / picture.width, height / picture.height)
     covering = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    if covering[0] * covering[1] > MAX_PIXELS:
+        raise MediaError(
+            f"an image of {image.shape[0]}x{image.shape[1]} covers {height}x{width} only when enlarged to "
+            f"{covering[1]}x{covering[0]}, above the {MAX_PIXELS} pixels that are made"
+        )
     if covering != picture.size:
         picture = picture.resize(covering, Image.Resampling.BICUBIC)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2

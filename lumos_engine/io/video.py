@@ -21,6 +21,9 @@ __all__ = ["VIDEO_SUFFIXES", "MediaError", "Video", "VideoInfo", "probe_video", 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 _SAVE_SUFFIXES = (".mp4", ".gif", ".png")
 _TIME_TOLERANCE_S = 1e-3
+MAX_FRAMES = 100_000
+MAX_CLIP_BYTES = 1 << 30
+"""Most frames, and bytes of all frames, that :func:`read_video` returns: a small file may hold any number of equal frames."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,12 @@ def _open_stream(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tupl
     file = check_media_file(path)
     try:
         # Only this file: a playlist must not make the demuxer fetch from a network.
-        with av.open(str(file), options={"protocol_whitelist": "file"}) as container:
+        with av.open(str(file), options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise MediaError(f"{path} holds no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise MediaError(f"{path} holds a video stream of a codec that is not known")
             if stream.width < 1 or stream.height < 1:
                 raise MediaError(f"{path} declares no frame size")
             if stream.width * stream.height > max_pixels:
@@ -96,7 +101,7 @@ def read_video(
     Args:
         fps: frames per second returned: the frame shown at each k/fps (so frames repeat above the source's rate).
             None: every frame.
-        max_frames: stop after that many. None: to the end.
+        max_frames: stop after that many. None: to the end, which must come within :data:`MAX_FRAMES`.
         size: (height, width), or a function that gives it for the (height, width) of the first upright frame; frames
             are resized to cover it and cropped (:func:`cover_and_crop`). None: as they are.
         start: seconds to skip.
@@ -104,7 +109,8 @@ def read_video(
 
     Raises:
         FileNotFoundError: no such file.
-        MediaError: not a video, no video stream, truncated or damaged, too large, or no frame after ``start``.
+        MediaError: not a video, no video stream, truncated or damaged, too large (a frame, or all returned ones together above
+            :data:`MAX_CLIP_BYTES`), or no frame after ``start``.
         ValueError: an argument out of range.
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
@@ -117,12 +123,18 @@ def read_video(
         timed = _decode(path, container, stream, info, start)
         shown = _at_rate(timed, fps, 1.0 / info.fps)
         frames = []
+        num_bytes = 0
         for frame in shown:
             # The display matrix of phone videos: degrees counterclockwise, as rot90 turns.
             image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
             if callable(size):
                 size = size(*image.shape[:2])
             frames.append(image if size is None else cover_and_crop(np.ascontiguousarray(image), *size))
+            num_bytes += frames[-1].nbytes
+            if num_bytes > MAX_CLIP_BYTES or len(frames) > MAX_FRAMES:
+                raise MediaError(
+                    f"{path} holds more than {MAX_FRAMES} frames or {MAX_CLIP_BYTES} bytes of them; give max_frames or size"
+                )
             if len(frames) == max_frames:
                 break
     if not frames:

@@ -190,9 +190,9 @@ class SequenceLayout:
                 raise ValueError(
                     f"segments[{i}] adds up to {sum(s.num_tokens for s in row)} tokens, lengths[{i}] is {n}"
                 )
+        bounds = _integers("intervals", intervals, (sum(counts), 5))  # before memory is taken for so many tokens
         table = SegmentTable.of(checked)
         grid = TokenGrid.of(table)
-        bounds = _integers("intervals", intervals, (table.total_tokens, 5))
         check_intervals(bounds, np.array(counts))
         places = None
         if positions is not None:

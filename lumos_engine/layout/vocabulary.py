@@ -132,7 +132,7 @@ class Vocabulary:
         """Inverse of `to_dict`. Absent fields take the defaults; ValueError on a key that is no field."""
         if not isinstance(values, Mapping):
             raise TypeError(f"values must be a mapping, got {type(values).__name__}")
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        unknown = sorted(set(values) - {field.name for field in fields(cls)}, key=str)
         if unknown:
             raise ValueError(f"values: {unknown[0]!r} is no field of Vocabulary")
         return cls(**values)

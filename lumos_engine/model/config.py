@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -18,6 +19,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "rope_scaling": (None,),
     "mm_rope": (True,),
 }
+
+_MAX_SIZE = 1 << 24  # so that the bytes of any weight fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ class LumosConfig:
             default: Any = field.default
             kind = type(default)
             if type(value) is not kind and not (kind is float and type(value) is int):
-                raise TypeError(f"{field.name} must be {kind.__name__}, got {value!r}")
-            if kind is not bool and not 0 < float(value) < math.inf:
-                raise ValueError(f"{field.name} must be positive, got {value!r}")
+                raise TypeError(f"{field.name} must be {kind.__name__}, got {reprlib.repr(value)}")
+            if kind is not bool and not 0 < value <= sys.float_info.max:
+                raise ValueError(f"{field.name} must be positive, got {reprlib.repr(value)}")
+            if kind is int and value > _MAX_SIZE:
+                raise ValueError(f"{field.name} must be at most {_MAX_SIZE}, got {reprlib.repr(value)}")
         heads, kv_heads, rows = self.num_attention_heads, self.num_key_value_heads, self.model_parallel_size
         if self.hidden_size % heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
@@ -85,11 +90,13 @@ class LumosConfig:
         known = {field.name: field.default for field in fields(cls)}
         for key, allowed in _FIXED.items():
             if values.get(key, allowed[0] if key != "mm_rope" else False) not in allowed:
-                raise ValueError(f"{key} must be {allowed[0]!r} in the config, got {values.get(key, 'nothing')!r}")
+                raise ValueError(
+                    f"{key} must be {allowed[0]!r} in the config, got {reprlib.repr(values.get(key, 'nothing'))}"
+                )
         config = cls(**{key: value for key, value in values.items() if key in known})
         if values.get("head_dim") not in (None, config.head_dim):
             raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {config.head_dim}, "
-                             f"got {values['head_dim']!r}")  # fmt: skip
+                             f"got {reprlib.repr(values['head_dim'])}")  # fmt: skip
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from ..io.checkpoint import (
     load_safetensors,
     read_header,
 )
+from ..io.json_file import read_json_object
 from .config import LumosConfig
 from .model import meta_model
 
@@ -47,6 +47,10 @@ def load_pretrained(
     headers, origin = _read_headers(folder)
     entries = {name: header.tensors[name] for header in headers for name in header.tensors}
     where = {name: header.path for header in headers for name in header.tensors}
+    if config.num_hidden_layers > len(entries):  # before so many layers are made to be compared
+        raise CheckpointError(
+            f"{origin}: holds {len(entries)} tensors, too few for the {config.num_hidden_layers} layers of {_CONFIG}"
+        )
     expected = {name: tuple(value.shape) for name, value in meta_model(config).state_dict().items()}
     tied = config.tie_word_embeddings
     if tied and "lm_head.weight" not in entries:
@@ -139,18 +143,8 @@ def _split(weights: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int)
     return shards
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return value
-
-
 def _read_config(path: Path) -> LumosConfig:
-    values = _read_json(path)
+    values = read_json_object(path)
     try:
         return LumosConfig.from_dict(values)
     except (TypeError, ValueError) as error:
@@ -162,7 +156,7 @@ def _read_headers(folder: Path) -> tuple[list[SafetensorsHeader], Path]:
     if (folder / _WEIGHTS).is_file() or not (folder / _INDEX).is_file():
         return [read_header(folder / _WEIGHTS)], folder / _WEIGHTS
     index = folder / _INDEX
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is not an object that maps tensors to files")
     for name, file in weight_map.items():

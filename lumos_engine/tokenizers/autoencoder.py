@@ -13,6 +13,7 @@ footage where the context is worth it. There is no normalisation: statistics ove
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -24,6 +25,8 @@ from torch.nn import functional as F
 from .fsq import FiniteScalarQuantizer
 
 __all__ = ["VisualAutoencoder", "VisualTokenizerConfig"]
+
+_MAX_SIZE, _MAX_WIDTH, _MAX_LEVELS = 1024, 1 << 16, 32
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,23 @@ class VisualTokenizerConfig:
             value = getattr(self, field.name)
             if isinstance(field.default, tuple):
                 if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-                    raise ValueError(f"{field.name} must be a list of integers, got {value!r}")
+                    raise ValueError(f"{field.name} must be a list of integers, got {reprlib.repr(value)}")
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
             values = value if isinstance(value, tuple) else (value,)
             if field.name != "encoder" and any(isinstance(v, bool) or not isinstance(v, int) for v in values):
-                raise ValueError(f"{field.name} must hold integers, got {value!r}")
+                raise ValueError(f"{field.name} must hold integers, got {reprlib.repr(value)}")
+        if len(self.levels) > _MAX_LEVELS or math.prod(self.levels) >= 2**31:
+            raise ValueError(
+                f"levels must be at most {_MAX_LEVELS} with a product below 2^31, got {reprlib.repr(self.levels)}"
+            )
         FiniteScalarQuantizer(self.levels)
         if len(self.compression) != 3 or min(self.compression) < 1:
             raise ValueError(
                 f"compression must be three positive integers (frames, rows, columns), got {list(self.compression)}"
             )
+        if max(self.compression) > _MAX_SIZE or max(self.encoder_history, self.decoder_history) > _MAX_SIZE:
+            raise ValueError(f"compression and histories must be at most {_MAX_SIZE}")
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.encoder not in ("patch", "conv"):
@@ -81,6 +90,10 @@ class VisualTokenizerConfig:
             raise ValueError("encoder_history and decoder_history must be 0 or more, code_width 1 or more")
         for side in ("encoder", "decoder"):
             widths, blocks = getattr(self, f"{side}_widths"), getattr(self, f"{side}_blocks")
+            if (widths and max((*widths, self.code_width)) > _MAX_WIDTH) or sum(blocks) > _MAX_SIZE:
+                raise ValueError(
+                    f"{side}_widths and code_width must be at most {_MAX_WIDTH}, {side}_blocks add up to {_MAX_SIZE} or less"
+                )
             if not widths or len(widths) != len(blocks) or min(widths) < 1 or min(blocks) < 0:
                 raise ValueError(
                     f"{side}_widths and {side}_blocks must name the same number of stages, widths 1 or more and blocks 0 or more, "
@@ -121,7 +134,7 @@ class VisualTokenizerConfig:
         """Raises ValueError naming keys that do not exist or values that do not fit."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown key of the visual tokenizer's configuration: {', '.join(unknown)}")
+            raise ValueError(f"unknown key of the visual tokenizer's configuration: {reprlib.repr(unknown[0])}")
         return cls(**values)
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["PROMPT_TEMPLATE", "build_prompt", "clip_duration", "prompt_tokens"]
+__all__ = ["MAX_CAPTION_CHARACTERS", "PROMPT_TEMPLATE", "build_prompt", "clip_duration", "prompt_tokens"]
 
 PROMPT_TEMPLATE = (
     "Generate a video with a resolution of {width}x{height}, consisting of {frames} frames at {fps} frames per second, "
     "according to the following prompt:\n {caption}"
 )
 """Byte for byte that of the original (``inference_t2v.py``); ``frames`` is duration times fps."""
+
+MAX_CAPTION_CHARACTERS = 100_000
+"""Longest caption that is encoded at all; no model has room for one of that length."""
 
 
 def clip_duration(num_frames: int, fps: int) -> tuple[int, int]:
@@ -35,8 +38,10 @@ def build_prompt(caption: str, width: int, height: int, num_frames: int, fps: in
     """The text in front of a clip of ``num_frames`` frames (an image for 1) of ``width`` x ``height`` px.
 
     Raises:
-        ValueError: the caption is empty, or a size is not a positive integer.
+        ValueError: the caption is empty or too long, or a size is not a positive integer.
     """
+    if len(caption) > MAX_CAPTION_CHARACTERS:
+        raise ValueError(f"the prompt must have at most {MAX_CAPTION_CHARACTERS} characters, got {len(caption)}")
     if not caption.strip():
         raise ValueError("the prompt must not be empty: say what is to be seen")
     for name, value in (("width", width), ("height", height)):

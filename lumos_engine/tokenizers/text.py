@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -21,6 +20,7 @@ _PIECES = (
     r"| frames per second, according to the following prompt:\n"
     r"| ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
 )
+_MAX_BYTES = 64 << 20
 
 
 class TextTokenizer:
@@ -37,12 +37,19 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> TextTokenizer:
-        """Load a ``tokenizers`` JSON file. Raises FileNotFoundError, or ValueError when it is not one."""
-        text = Path(path).read_bytes()
+        """Load a ``tokenizers`` JSON file. Raises FileNotFoundError, or ValueError when it is not one or above 64 MiB."""
+        with open(path, "rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"{path} has more than {_MAX_BYTES} bytes, which no tokenizer file has")
         try:
             return cls(Tokenizer.from_str(text.decode()))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a tokenizer file of the tokenizers library: {error}") from None
+        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise ValueError(
+                f"{path} is not a tokenizer file of the tokenizers library: {' '.join(str(error).split())}"
+            ) from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file, whole or not at all. Raises OSError."""

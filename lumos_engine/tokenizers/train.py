@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..io.atomic import write_json_atomic
+from ..io.lock import owned_folder
 from .autoencoder import VisualAutoencoder, VisualTokenizerConfig
 from .clips import ClipSource, open_clips
 from .metrics import ReconstructionReport, evaluate
@@ -139,7 +140,7 @@ def train_tokenizer(
     Raises:
         ValueError: the data set does not exist or holds nothing that fits.
         RuntimeError: the loss is no longer finite; the message names the step, the last checkpoint stays.
-        OSError: ``out`` cannot be written.
+        OSError: ``out`` cannot be written, or another process writes there.
     """
     source = open_clips(
         data,
@@ -152,7 +153,6 @@ def train_tokenizer(
         seed=config.seed,
     )
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = VisualAutoencoder(config.model)
@@ -168,7 +168,7 @@ def train_tokenizer(
         write_json_atomic(out / "training.json", {"result": summary, "config": _plain(config)})
         return report
 
-    with open(out / "train.jsonl", "w", encoding="utf-8") as log:
+    with owned_folder(out), open(out / "train.jsonl", "w", encoding="utf-8") as log:
         return _loop(model, source, config, log, on_progress, finish)
 
 

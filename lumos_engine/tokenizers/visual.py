@@ -6,7 +6,6 @@ any bit, and decoding a stream gives the bits of decoding the whole clip.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..io.atomic import write_json_atomic
-from ..io.checkpoint import CheckpointError, load_safetensors, save_safetensors
+from ..io.checkpoint import CheckpointError, load_safetensors, read_header, save_safetensors
+from ..io.json_file import read_json_object
 from .autoencoder import VisualAutoencoder, VisualTokenizerConfig
 
 __all__ = ["DecoderStream", "VisualTokenizer"]
@@ -46,24 +46,25 @@ class VisualTokenizer:
         """
         folder = Path(folder)
         path = folder / CONFIG_NAME
+        values = read_json_object(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
+            if values.pop("model_type", None) != MODEL_TYPE:
                 raise ValueError(f"model_type must be {MODEL_TYPE!r}")
             config = VisualTokenizerConfig.from_dict(values)
         except ValueError as error:
             raise CheckpointError(f"{path} is not the configuration of a visual tokenizer: {error}") from None
-        with torch.random.fork_rng(devices=[]):  # the random weights are overwritten; nobody's generator should move
-            model = VisualAutoencoder(config)
-        weights = load_safetensors(folder / WEIGHTS_NAME, dtype=torch.float32)
-        expected = model.state_dict()
-        for name in sorted(set(expected) | set(weights)):
-            found, wanted = (list(d[name].shape) if name in d else "absent" for d in (weights, expected))
+        with torch.device("meta"):  # no memory before the weights are known to be of these sizes
+            expected = VisualAutoencoder(config).state_dict()
+        header = read_header(folder / WEIGHTS_NAME).tensors
+        for name in sorted(set(expected) | set(header)):
+            found, wanted = (list(d[name].shape) if name in d else "absent" for d in (header, expected))
             if found != wanted:
                 raise CheckpointError(
                     f"{folder / WEIGHTS_NAME}: tensor {name!r} is {found}, the configuration needs {wanted}"
                 )
-        model.load_state_dict(weights)
+        with torch.random.fork_rng(devices=[]):  # the random weights are overwritten; nobody's generator should move
+            model = VisualAutoencoder(config)
+        model.load_state_dict(load_safetensors(folder / WEIGHTS_NAME, dtype=torch.float32))
         return cls(model.to(device))
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -209,7 +210,7 @@ class TrainConfig:
             if options is None:
                 continue
             if not isinstance(options, Mapping):
-                raise TypeError(f"section {section} must map options to values, got {options!r}")
+                raise TypeError(f"section {section} must map options to values, got {reprlib.repr(options)}")
             parts[section] = _section(section, sections[section], options)
         return cls(**parts)
 
@@ -222,10 +223,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         ValueError: not YAML, an unknown section or option (the message names the nearest known one), a value out of range.
         TypeError: a value of the wrong type.
     """
+    with open(path, "rb") as file:
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise ValueError(f"{path} has more than {_MAX_FILE_BYTES} bytes, which no training configuration has")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = _parse(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map sections to options, got {type(values).__name__}")
@@ -238,12 +243,35 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         _refuse_unknown("section", section, sections)
         _refuse_unknown(f"option of {section}", option, _options(section, sections[section]))
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"--{name}: {text!r} is not a value") from None
+            value = _parse(text)
+        except ValueError:
+            raise ValueError(f"--{name}: {reprlib.repr(text)} is not a value") from None
         part = values.get(section)
         values[section] = {**(part if isinstance(part, dict) else {}), option: value}
     return TrainConfig.from_dict(values)
+
+
+_MAX_FILE_BYTES = 256 << 10
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and each once: aliases make a small file into a value of any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not read (line {self.peek_event().start_mark.line + 1})")
+        return super().compose_node(parent, index)
+
+
+def _parse(text: str | bytes) -> Any:
+    """Raises ValueError, in one line."""
+    try:
+        return _Loader(text).get_single_data()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # Constructors of tagged values (!!int "", !!timestamp x) raise whatever their code meets.
+        raise ValueError(" ".join(str(error).split()) or "a value is malformed") from None
 
 
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -291,19 +319,19 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         if value not in allowed:
             near = difflib.get_close_matches(str(value), allowed, n=1)
             raise ValueError(
-                f"{name} must be one of {', '.join(allowed)}, got {value!r}"
+                f"{name} must be one of {', '.join(allowed)}, got {reprlib.repr(value)}"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
         return value
     if hint is float and type(value) in (int, str):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if hint is str and type(value) in (int, float):
         return str(value)
     if type(value) is not hint:
-        raise TypeError(f"{name} must be {_TYPE_NAMES[hint]}, got {value!r}")
+        raise TypeError(f"{name} must be {_TYPE_NAMES[hint]}, got {reprlib.repr(value)}")
     return value
 
 
@@ -312,7 +340,7 @@ _TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str:
 
 def _refuse_unknown(what: str, name: Any, known: Any) -> None:
     if name not in known:
-        raise ValueError(f"unknown {what}: {name!r}; {_nearest(str(name), list(known))}")
+        raise ValueError(f"unknown {what}: {reprlib.repr(name)}; {_nearest(str(name)[:80], list(known))}")
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -339,7 +367,7 @@ def _check_ranges(config: TrainConfig) -> None:
             name, value = f"{section}.{f.name}", getattr(options, f.name)
             if value is None or isinstance(value, (str, bool)):
                 continue
-            if not math.isfinite(value) or value < 0 or (name in _POSITIVE and not value):
+            if not 0 <= value < math.inf or (name in _POSITIVE and not value):
                 raise ValueError(f"{name} must be {'positive' if name in _POSITIVE else '0 or more'}, got {value}")
             if name in _SHARES and value > 1:
                 raise ValueError(f"{name} must be within [0, 1], got {value}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data import epoch_order, open_dataset
-from ..io.checkpoint import CheckpointError, load_safetensors, read_header, save_safetensors
+from ..io.checkpoint import load_safetensors, read_header, save_safetensors
 from ..io.image import MediaError
 from ..tokenizers import VisualTokenizer
 from .config import DataOptions
@@ -134,6 +134,6 @@ def _read_cache(path: Path, key: str) -> list[CodedClip] | None:
             return None
         tensors: dict[str, Tensor] = load_safetensors(path)
         texts = json.loads(metadata["clips"])
-    except (FileNotFoundError, CheckpointError):
+        return [CodedClip(tensors[f"{i:08d}"].long(), *text) for i, text in enumerate(texts)]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return [CodedClip(tensors[f"{i:08d}"].long(), *text) for i, text in enumerate(texts)]

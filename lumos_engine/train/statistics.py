@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +46,20 @@ class Window:
     def add(self, result: StepResult, seconds: float) -> None:
         self._results.append(result)
         self._seconds += seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready and exact, so that a run that resumes between two reports writes the line that it would have written."""
+        steps = [{**asdict(result), "frame_sums": result.frame_sums.tolist()} for result in self._results]
+        return {"steps": steps, "seconds": self._seconds}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Window:
+        """Inverse of :meth:`to_dict`."""
+        window = cls()
+        for step in values["steps"]:
+            window.add(StepResult(**{**step, "frame_sums": torch.tensor(step["frame_sums"], dtype=torch.float64)}), 0.0)
+        window._seconds = values["seconds"]
+        return window
 
     def report(
         self, step: int, fraction: float, minutes: float, validation: tuple[float, list[float | None]] | None

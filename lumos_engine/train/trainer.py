@@ -34,10 +34,10 @@ _VALIDATION_SEED = 20250707
 
 
 class Trainer:
-    """One run in the folder ``config.train.out``.
+    """One run in the folder ``config.train.out``, which nothing else may write to meanwhile: see :func:`lumos_engine.io.lock.owned_folder`.
 
     Args:
-        config: of the run. resume: continue from the latest checkpoint; without it the folder must hold none.
+        config: of the run. resume: continue from the newest whole checkpoint; without it the folder must hold none.
         sources: training and validation clips in place of those that ``config.data`` names.
         tokenizers: visual and text tokenizer in place of those that ``config.data`` names.
         on_encode: called with clips encoded and clips in all while a folder is encoded, which happens once.
@@ -83,9 +83,10 @@ class Trainer:
             for source, seed in ((training, run.seed), (held_back, _VALIDATION_SEED))
         )  # fmt: skip
         self._visual = slice(vocabulary.visual_begin, vocabulary.visual_end)
+        self._window = Window()
         self._minutes = 0.0
         self.step = 0
-        self._saved_step = -1
+        self._saved_step = self._exported_step = -1
         if resume:
             self._load()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -108,23 +109,22 @@ class Trainer:
             OSError: a checkpoint cannot be written; earlier ones are as they were.
         """
         run = self.config.train
-        window = Window()
         last_save = time.monotonic()
         with requested_signals() as caught:
             while self.fraction() < 1.0 and not caught:
                 begin = time.monotonic()
                 result = self.train_step()
                 seconds = time.monotonic() - begin
-                window.add(result, seconds)
+                self._window.add(result, seconds)
                 self._minutes += seconds / 60
                 done = self.fraction() >= 1.0
                 validate = run.validate_steps and (done or self.step % run.validate_steps == 0)
-                if done or caught or validate or self.step % run.log_steps == 0:
+                if done or validate or self.step % run.log_steps == 0:
                     validation = self.validate() if validate else None
-                    report = window.report(self.step, self.fraction(), self._minutes, validation)
+                    report = self._window.report(self.step, self.fraction(), self._minutes, validation)
                     for listener in listeners:
                         listener(report)
-                    window = Window()
+                    self._window = Window()
                 minutes = (time.monotonic() - last_save) / 60
                 if (run.checkpoint_minutes and minutes >= run.checkpoint_minutes) or (
                     run.checkpoint_steps and self.step % run.checkpoint_steps == 0
@@ -180,9 +180,16 @@ class Trainer:
     # State
 
     def save(self) -> None:
-        """Write a checkpoint and the model so far (``out/model``), unless this step has one."""
-        if self.step == self._saved_step:
-            return
+        """Write a checkpoint and the model so far (``out/model``), each unless it is of this step already."""
+        if self.step != self._saved_step:
+            self._save_checkpoint()
+            self._saved_step = self.step
+        if self.step != self._exported_step:
+            with self._average.in_place():
+                export_model(self.out / "model", self.model, self.config, self.visual_tokenizer, self.text_tokenizer)
+            self._exported_step = self.step
+
+    def _save_checkpoint(self) -> None:
         parameters = {name: p.detach() for name, p in self._optimizer.parameters.items()}
         tensors = {"model": parameters, "optimizer": self._optimizer.state(), "rng": {"torch": torch.get_rng_state()}}
         if self._average.values:
@@ -191,12 +198,10 @@ class Trainer:
             "minutes": self._minutes,
             "next_sample": self.step * self.config.train.batch_size * self.config.train.accumulation,
             "ema_updates": self._average.updates,
+            "window": self._window.to_dict(),
             "config": self.config.to_dict(),
         }
         self._checkpoints.save(self.step, tensors, state)
-        with self._average.in_place():
-            export_model(self.out / "model", self.model, self.config, self.visual_tokenizer, self.text_tokenizer)
-        self._saved_step = self.step
 
     def _load(self) -> None:
         checkpoint = self._checkpoints.load_latest()
@@ -223,6 +228,7 @@ class Trainer:
         torch.set_rng_state(checkpoint.tensors["rng"]["torch"])
         self.step = self._saved_step = checkpoint.state["step"]
         self._minutes = checkpoint.state["minutes"]
+        self._window = Window.from_dict(checkpoint.state["window"])
 
     def _build_model(self) -> LumosModel:
         options = self.config.model

@@ -96,6 +96,8 @@ def test_captions_file_decides_what_is_used(folder: Path) -> None:
     ("row", "message"),
     [
         ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ('{"path": 1' + "0" * 5000 + "}", "line 2 is not JSON"),
         ("[1]", "line 2 must be an object"),
         ('{"caption": "x"}', "line 2 must be an object"),
         ('{"path": "b.mp4", "caption": 3}', "line 2 must be an object"),

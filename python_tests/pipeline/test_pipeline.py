@@ -246,7 +246,7 @@ LONG = "word " * 300
     ("a", {"mode": "odd"}, ValueError, "mode must be one of default, official"),
     ("a", {"seed": -1}, ValueError, "seed must be an integer in 0"),
     ("a", {"seed": 1.5}, ValueError, "seed must be an integer in 0"),
-    ("a", {"num_samples": 0}, ValueError, "num_samples must be at least 1"),
+    ("a", {"num_samples": 0}, ValueError, "num_samples must be an integer of at least 1"),
     ("a", {"steps": 0}, ValueError, "steps must be an integer of at least 1"),
     ("a", {"image": picture(0, 32, 32), "video": picture(0, 5, 32, 32)}, ValueError, "image or video, not both"),
     ("a", {"image": picture(0, 32, 64)}, ValueError, "image must be 32 x 32 pixels"),
@@ -314,8 +314,8 @@ def test_from_pretrained(folder: Path, pipeline: LumosPipeline) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("{", "is not valid JSON"),
-    ("[]", "must hold an object with a vocabulary"),
+    ("{", "not valid JSON"),
+    ("[]", "not a JSON object"),
     ({"vocabulary": {}, "weights": 1}, "unknown key 'weights'"),
     ({"vocabulary": {"maks": 1}}, "'maks' is no field of Vocabulary"),
     ({"vocabulary": {}, "defaults": {"frames": 1}}, "unknown default 'frames'"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lumos_engine.cli.main import main
+from lumos_engine.io.lock import FolderInUse, owned_folder
 from lumos_engine.tokenizers import VisualTokenizer, VisualTokenizerConfig
 from lumos_engine.tokenizers import train as train_module
 from lumos_engine.tokenizers.metrics import evaluate
@@ -195,3 +196,9 @@ def test_mistakes_end_in_a_sentence(arguments, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in " ".join(error.replace("│", "").split()) and "Traceback" not in error
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with owned_folder(tmp_path), pytest.raises(FolderInUse, match="in use by another process"):
+        train_tokenizer("moving-digits", tmp_path, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -209,7 +209,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             VisualTokenizer.from_pretrained(tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="is not the configuration"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         VisualTokenizer.from_pretrained(tmp_path)
     path.write_text(json.dumps(good))
     weights = tmp_path / "model.safetensors"
