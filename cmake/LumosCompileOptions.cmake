@@ -13,7 +13,7 @@ function(lumos_compile_options target)
   endif()
   if(LUMOS_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${LUMOS_SANITIZE} -fno-sanitize-recover=all
-                                             -fno-omit-frame-pointer -g -O1)
+                                             -fno-omit-frame-pointer -g1 -O1)
     target_link_options(${target} PUBLIC -fsanitize=${LUMOS_SANITIZE})
   endif()
 endfunction()
