@@ -130,7 +130,9 @@ def _write(path: Path, *parts: bytes | memoryview) -> str:
 def _load(path: Path) -> Checkpoint:
     """Raises CheckpointError or OSError where ``path`` is not exactly what was written."""
     files = {file.name for file in path.iterdir()} - {_SUMS}
-    lines = _text(path / _SUMS).splitlines()
+    *lines, rest = _text(path / _SUMS).split("\n")
+    if rest:
+        raise CheckpointError(f"{path / _SUMS} is cut short")
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if sums.keys() != files or _STATE not in files:
         odd = sorted(sums.keys() ^ files) or [_STATE]
@@ -156,6 +158,6 @@ def _text(path: Path) -> str:
     if path.stat().st_size > _MAX_TEXT_BYTES:
         raise CheckpointError(f"{path} is larger than {_MAX_TEXT_BYTES} bytes")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     except UnicodeDecodeError:
         raise CheckpointError(f"{path} is not UTF-8 text") from None

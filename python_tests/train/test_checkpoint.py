@@ -198,3 +198,12 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_model_gets_the_model(m
     weights.write_bytes(b"of an earlier checkpoint")
     make_trainer(resume=True).run()
     assert weights.read_bytes() == expected
+
+
+@pytest.mark.parametrize("change", [(b"\n", b""), (b"\n", b"\r\n"), (b"\n", b"\x0b"), (b"  ", b" ")])
+def test_sums_are_taken_to_the_byte(change: tuple[bytes, bytes]) -> None:
+    with checkpoints(2) as folder:
+        file = folder.folder / "step-00000002" / "SHA256SUMS"
+        head, _, tail = file.read_bytes().rpartition(change[0])
+        file.write_bytes(head + change[1] + tail)
+        assert_loads(folder, 1)
