@@ -8,6 +8,26 @@ Tensor = tuple[int, int, tuple[int, ...], tuple[int, ...]] | None
 def available_isas() -> list[str]: ...
 def cpu_isa() -> str: ...
 def set_cpu_isa(name: str) -> None: ...
+def linear_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    column_begin: int,
+    is_last: bool,
+    loss: Tensor,
+    row_max: Tensor,
+    row_sum: Tensor,
+    num_threads: int,
+) -> None: ...
+def linear_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    column_begin: int,
+    row_max: Tensor,
+    row_sum: Tensor,
+    grad_logits: Tensor,
+    num_threads: int,
+) -> None: ...
 def merge_attention(
     out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor, num_threads: int
 ) -> None: ...

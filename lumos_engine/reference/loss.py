@@ -8,14 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 64 * 2**20
-"""Default bound on the logits of one chunk, counted in fp32."""
-
-
-def default_chunk_rows(columns: int) -> int:
-    """How many rows of ``columns`` fp32 logits fit in ``CHUNK_BYTES``, at least 1."""
-    return max(1, CHUNK_BYTES // (4 * max(columns, 1)))
-
 
 class _MaskedLinearCrossEntropy(torch.autograd.Function):
     """Per-row losses. The backward computes the logits of each chunk again; those of a single chunk are kept."""
@@ -69,7 +61,7 @@ def _logits(hidden: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
 
 
 def masked_linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, *, chunk_rows: int | None = None
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, *, max_logits: int = 2**24
 ) -> tuple[Tensor, Tensor]:
     """See ``lumos_engine.ops.masked_linear_cross_entropy``."""
     device = hidden.device.type
@@ -77,7 +69,6 @@ def masked_linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
-        per_row = _MaskedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, targets, rows, chunk_rows or default_chunk_rows(len(weight))
-        )
+        chunk_rows = max(1, max_logits // max(len(weight), 1))
+        per_row = _MaskedLinearCrossEntropy.apply(hidden, weight, targets, rows, chunk_rows)  # type: ignore[no-untyped-call]
         return per_row.sum() / max(len(rows), 1), per_row
