@@ -128,7 +128,10 @@ def _search(subject: Subject, name: str, cases: st.SearchStrategy[Case], max_exa
             raise smallest from error
         held += 1
 
-    with contextlib.suppress(AssertionError, unittest.SkipTest), num_threads(1):  # small tensors: threads would wait for each other
+    with (
+        contextlib.suppress(AssertionError, unittest.SkipTest),
+        num_threads(1),
+    ):  # small tensors: threads would wait for each other
         (holds if seed is None else hypothesis.seed(seed)(holds))()
     if smallest is not None:
         # A copy, without the notes by which hypothesis shows the arguments: the message shows them already, and short.

@@ -27,6 +27,10 @@ GOLDEN = {
 """Absolute tolerances against numbers that the original code produced in fp32."""
 
 
+FP64 = 1e-12
+"""Absolute tolerance of two ways to compute the same in fp64, of values around 1."""
+
+
 def ulp(dtype: torch.dtype, magnitude: float) -> float:
     """Distance of neighbouring numbers of ``dtype`` at ``magnitude``."""
     info = torch.finfo(dtype)

@@ -91,7 +91,13 @@ def _tube(n: int) -> Arguments:
 
 
 def _pages(n: int) -> Arguments:
-    return _randn(n, 1, 32), _randn(n, 1, 32, seed=1), torch.zeros(8, 16, 1, 32), torch.zeros(8, 16, 1, 32), torch.arange(n)
+    return (
+        _randn(n, 1, 32),
+        _randn(n, 1, 32, seed=1),
+        torch.zeros(8, 16, 1, 32),
+        torch.zeros(8, 16, 1, 32),
+        torch.arange(n),
+    )
 
 
 def _unmask(n: int) -> Arguments:
@@ -110,7 +116,7 @@ SAMPLES = {
     "qk_norm_mm_rope": Sample("qk_norm_mm_rope", _norm, leaves=(0, 1, 2, 3, 4, 5)),
     "paged_write": Sample("paged_write", _pages),
     "tube_mask": Sample("tube_mask", _tube, traceable=False),
-    "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1)),
+    "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1), traceable=False),
     "unmask_step": Sample("unmask_step", _unmask, {"num_masked": 1, "sampling_temperature": 0.0}, traceable=False),
 }
 """One entry for each function of ``lumos_engine.ops``, and more where it has several raw operations."""

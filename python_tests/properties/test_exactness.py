@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,15 +22,14 @@ Inputs = tuple[SequenceLayout, Tensor, Tensor, Tensor]
 @pytest.mark.parametrize("op", ORACLES)
 def test_alone_or_packed_from_run_to_run_over_threads_and_pages(op: str, isa: str) -> None:
     oracle = ORACLES[op]
+    # The composed qk_norm_mm_rope leaves the gradients of its weights to torch, which splits the sums over threads.
+    backward = bool(oracle.leaves) and op != "qk_norm_mm_rope"
     check_backend(
         op,
         getattr(ops, op),
-        # The composed qk_norm_mm_rope leaves the gradients of its weights to torch, which splits the sum over threads.
-        backward=bool(oracle.leaves) and op != "qk_norm_mm_rope",
+        backward=backward,
         promises=oracle.promises,
-        waive=[name for name in ("values", "gradients", *oracle.properties) if name != "gradients" or oracle.leaves]
-        if op != "qk_norm_mm_rope"
-        else ["values"],
+        waive=("values", *(("gradients",) if backward else ()), *oracle.properties),
         max_examples=6,
     )
 
@@ -74,10 +72,9 @@ def test_thirty_runs_give_the_same_bits(sample: Sample, isa: str) -> None:
             tolerances.assert_bitwise_equal(a, b)
 
 
-def test_a_result_does_not_depend_on_torchs_default_thread_count(isa: str) -> None:
+def test_threads_change_no_bit_of_many_tokens(isa: str) -> None:
     x, positions = SAMPLES["mm_rope"].arguments(3000)
     with num_threads(1):
         one = ops.mm_rope(x, positions)
     with num_threads(3):
         tolerances.assert_bitwise_equal(ops.mm_rope(x, positions), one)
-    assert torch.isfinite(one).all()
