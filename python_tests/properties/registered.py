@@ -94,8 +94,8 @@ def _pages(n: int) -> Arguments:
     return (
         _randn(n, 1, 32),
         _randn(n, 1, 32, seed=1),
-        torch.zeros(8, 16, 1, 32),
-        torch.zeros(8, 16, 1, 32),
+        torch.zeros(16, 16, 1, 32),
+        torch.zeros(16, 16, 1, 32),
         torch.arange(n),
     )
 
