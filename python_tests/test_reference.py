@@ -45,7 +45,7 @@ def small_layouts() -> st.SearchStrategy[SequenceLayout]:
 def test_attention_equals_loops_over_keys(layout: SequenceLayout) -> None:
     q, k, v = qkv(layout)
     for actual, expected in zip(block_attention(q, k, v, layout), by_hand(q, k, v, layout), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerances.FP64)
 
 
 def test_gradients_where_some_rows_see_nothing() -> None:
@@ -98,7 +98,7 @@ def test_paged_equals_packed(segments: list[list[Text | Frame]], page_size: int)
         page.flatten(0, 1)[opened.slots] = x
     actual = paged_attention(q, *pages, opened.page_table, opened.key_tiles, step)
     for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerances.FP64)
 
 
 def test_merge_of_two_halves_is_the_whole() -> None:
@@ -115,7 +115,7 @@ def test_merge_of_two_halves_is_the_whole() -> None:
     assert (halves[1][1][0] == -torch.inf).all(), "the text token sees nothing of the second half"
     halves[1][0][0] = torch.nan
     for a, b in zip(merge_attention(*halves[0], *halves[1]), whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerances.FP64)
 
 
 def test_merge_of_nothing_is_nothing() -> None:
@@ -146,4 +146,4 @@ def test_scale(scale: float) -> None:
     q, k, v = qkv(layout)
     expected = block_attention(q * scale * 32**0.5, k, v, layout)
     for a, b in zip(block_attention(q, k, v, layout, scale=scale), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerances.FP64)

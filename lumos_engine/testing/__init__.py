@@ -1,18 +1,34 @@
 """Tools to test a backend of ``lumos_engine.ops``: generated inputs, poisoned memory, one table of tolerances.
 
-``strategies`` needs hypothesis (``pip install lumos_engine[test]``); ``tolerances``, ``eager`` and ``poison`` need
-torch alone.
+``check_backend`` runs the property suite on a kernel of your own; what it is made of is here too, a module each.
+``tolerances``, ``eager`` and ``poison`` need torch alone, the others hypothesis (``pip install lumos_engine[test]``).
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["eager", "poison", "strategies", "tolerances"]
+if TYPE_CHECKING:
+    from . import eager as eager
+    from . import oracles as oracles
+    from . import poison as poison
+    from . import properties as properties
+    from . import strategies as strategies
+    from . import strategies_cache as strategies_cache
+    from . import strategies_cases as strategies_cases
+    from . import tolerances as tolerances
+    from .check import Report, check_backend
+
+_MODULES = (
+    "eager", "oracles", "poison", "properties", "strategies", "strategies_cache", "strategies_cases", "tolerances",
+)  # fmt: skip
+__all__ = ["Report", "check_backend", *_MODULES]  # noqa: PLE0604
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f".{name}", __name__)
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in ("Report", "check_backend"):
+        return getattr(importlib.import_module(".check", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..reference.mask import visible
+from ..reference.paged import gather
 from ..reference.rotary import inverse_frequencies, rotation_table
 
 if TYPE_CHECKING:
-    from ..layout import SequenceLayout
+    from ..kv_cache import PagedKeys
+    from ..layout import LayoutStep, SequenceLayout
 
 
 def block_attention(
@@ -19,20 +21,87 @@ def block_attention(
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention with every intermediate result in the dtype of ``q``; finite inputs only. lse is fp32."""
     outs, lses = [], []
-    heads, head_dim = q.shape[1:]
-    group = heads // k.shape[1]
     for sequence in range(layout.num_sequences):
         slots = slice(int(layout.cu_seqlens[sequence]), int(layout.cu_seqlens[sequence + 1]))
-        queries = q[slots].transpose(0, 1)
-        keys, values = (x[slots].transpose(0, 1).repeat_interleave(group, 0) for x in (k, v))
-        scores = (queries @ keys.transpose(1, 2)) * (head_dim**-0.5 if scale is None else scale)
-        mask = visible(layout, sequence)
-        empty = ~mask.any(1)[:, None]
-        scores = scores.masked_fill(~mask, -torch.inf)
-        weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
-        outs.append((weights @ values).transpose(0, 1))
-        lses.append(scores.detach().logsumexp(-1).T.float())
+        out, lse = _attend(q[slots], k[slots], v[slots], visible(layout, sequence), scale)
+        outs.append(out)
+        lses.append(lse)
     return torch.cat(outs), torch.cat(lses)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    heads, head_dim = q.shape[1:]
+    keys, values = (x.transpose(0, 1).repeat_interleave(heads // k.shape[1], 0) for x in (k, v))
+    scores = (q.transpose(0, 1) @ keys.transpose(1, 2)) * (head_dim**-0.5 if scale is None else scale)
+    empty = ~mask.any(1)[:, None]
+    scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+    return (weights @ values).transpose(0, 1), scores.detach().logsumexp(-1).T.float()
+
+
+def block_attention_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: SequenceLayout,
+    grad: Tensor,
+    *,
+    scale: float | None = None,
+    from_lse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) by ``ds = p (dp - <grad, out>)``, the formula of every attention that does not store p.
+
+    Autograd's softmax uses the sum of p dp instead, whose rounding errors cancel those of dp where few keys are seen. An
+    attention that never holds a row of p cannot have that, so this is the second baseline of its gradients. ``from_lse``:
+    p is ``exp(s - lse)``, whose error grows with |lse|, as in attentions that keep lse alone for the backward.
+    """
+    factor = q.shape[2] ** -0.5 if scale is None else scale
+    group = q.shape[1] // k.shape[1]
+    parts = []
+    for sequence in range(layout.num_sequences):
+        slots = slice(int(layout.cu_seqlens[sequence]), int(layout.cu_seqlens[sequence + 1]))
+        queries, slopes = (x[slots].transpose(0, 1) for x in (q, grad))
+        keys, values = (x[slots].transpose(0, 1).repeat_interleave(group, 0) for x in (k, v))
+        mask = visible(layout, sequence)
+        scores = (queries @ keys.mT * factor).masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask.any(1)[:, None], 0.0)
+        weights = (scores - scores.logsumexp(-1, keepdim=True)).exp() if from_lse else scores.softmax(-1)
+        weights = weights * mask
+        delta = (slopes * (weights @ values)).sum(-1, keepdim=True)
+        ds = weights * (slopes @ values.mT - delta) * factor
+        grads = (
+            ds @ keys,
+            *((x.mT @ y).unflatten(0, (-1, group)).sum(1) for x, y in ((ds, queries), (weights, slopes))),
+        )
+        parts.append([x.transpose(0, 1) for x in grads])
+    grad_q, grad_k, grad_v = (torch.cat(column) for column in zip(*parts, strict=True))
+    return grad_q, grad_k, grad_v
+
+
+def paged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    key_tiles: PagedKeys,
+    step: LayoutStep,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``block_attention`` with the keys gathered from their pages."""
+    parts = gather(k_pages, v_pages, page_table, key_tiles, step)
+    outs, lses = zip(*(_attend(q[rows], k, v, mask, scale) for rows, k, v, mask in parts), strict=True)
+    return torch.cat(outs), torch.cat(lses)
+
+
+def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and products in the dtype of ``out_a``."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    result = torch.zeros_like(out_a)
+    for out, side in ((out_a, lse_a), (out_b, lse_b)):
+        weight = (side - lse).exp().nan_to_num(0.0).to(out.dtype)[..., None]
+        result = result + torch.where(weight == 0, 0.0, out * weight).to(out.dtype)
+    return result, lse
 
 
 def mm_rope(x: Tensor, positions: Tensor, inv_freq: Tensor | None = None, *, inverse: bool = False) -> Tensor:
@@ -51,9 +120,22 @@ def head_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Ten
     return normal * weight.to(x.dtype).repeat_interleave(repeats, 0) + bias.to(x.dtype).repeat_interleave(repeats, 0)
 
 
+def qk_norm_mm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``head_norm``, then ``mm_rope``."""
+    return mm_rope(head_norm(q, q_weight, q_bias), positions), mm_rope(head_norm(k, k_weight, k_bias), positions)
+
+
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
     """Per-row losses from all logits at once."""
     logits = hidden[rows] @ weight.T
     return torch.nn.functional.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none"
     )
+
+
+def masked_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and per-row losses from all logits at once."""
+    per_row = linear_cross_entropy(hidden, weight, targets, rows)
+    return per_row.mean(), per_row

@@ -33,6 +33,10 @@ SAMPLING = {
 """Absolute tolerances of ``sample_codes`` against the fp64 softmax of the fp32 logits."""
 
 
+FP64 = 1e-12
+"""Absolute tolerance of two ways to compute the same in fp64, of values around 1."""
+
+
 def ulp(dtype: torch.dtype, magnitude: float) -> float:
     """Distance of neighbouring numbers of ``dtype`` at ``magnitude``."""
     info = torch.finfo(dtype)
@@ -63,11 +67,15 @@ def assert_within_bound(actual: Tensor, exact: Tensor, eager: Tensor, name: str 
             ``actual``.
         name: named in the message. terms: see ``error_bound``.
     """
+    assert_within(actual, exact, error_bound(exact, eager, actual.dtype, terms), name)
+
+
+def assert_within(actual: Tensor, exact: Tensor, bound: float, name: str = "result") -> None:
+    """Fail unless ``actual`` misses ``exact`` by at most ``bound``, and is infinite or NaN exactly where it is."""
     assert actual.shape == exact.shape, f"{name} has shape {tuple(actual.shape)}, the reference {tuple(exact.shape)}"
     finite = exact.isfinite()
     same = (actual.double() == exact.double()) | (actual.isnan() & exact.isnan()) | finite
     assert bool(same.all()), f"{name} differs from the reference where that is infinite or NaN"
-    bound = error_bound(exact, eager, actual.dtype, terms)
     error = (actual.double() - exact.double())[finite].abs()
     assert bool((error <= bound).all()), (  # NaN fails here too
         f"{name} misses the fp64 reference by {float(error.max()):.3g} at {tuple(int(i) for i in _worst(actual, exact))}; "

@@ -11,6 +11,7 @@ import torch
 
 from lumos_engine import LumosConfig, LumosModel, SequenceLayout, Vocabulary, ops
 from lumos_engine.io.checkpoint import load_safetensors
+from lumos_engine.testing import tolerances
 
 
 def load(golden_dir: Path, name: str) -> LumosModel:
@@ -39,9 +40,9 @@ def test_logits_and_residual_streams(golden_dir: Path, vocabulary: Vocabulary, l
     with torch.no_grad():
         ours = model(tokens, SequenceLayout.from_tokens(tokens, vocabulary))
     for stream, expected in zip(seen, streams, strict=True):
-        torch.testing.assert_close(stream, expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(stream, expected, rtol=0, atol=tolerances.GOLDEN["logits"])
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, logits, rtol=0, atol=2e-5)
+    torch.testing.assert_close(ours, logits, rtol=0, atol=tolerances.GOLDEN["logits"])
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
@@ -57,6 +58,6 @@ def test_every_gradient_of_the_training_loss(
     weight = model.lm_head.weight[vocabulary.visual_begin : vocabulary.visual_begin + vocabulary.visual_size]
     loss, _ = ops.masked_linear_cross_entropy(hidden, weight, labels[rows] - vocabulary.visual_begin, rows)
     loss.backward()
-    torch.testing.assert_close(loss.detach(), golden["loss"][0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(loss.detach(), golden["loss"][0], rtol=0, atol=tolerances.GOLDEN["gradients"])
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, golden[f"grad.{name}"], rtol=0, atol=2e-6)
+        torch.testing.assert_close(parameter.grad, golden[f"grad.{name}"], rtol=0, atol=tolerances.GOLDEN["gradients"])

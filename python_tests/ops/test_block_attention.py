@@ -56,34 +56,6 @@ def with_more_heads(x: Tensor, factor: int, seed: int, order: str) -> Tensor:
     return strategies.in_order(torch.cat((x, more), 1), order)
 
 
-def eager_gradients_from_out(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, layout: SequenceLayout, scale: float | None
-) -> list[Tensor]:
-    """[dq, dk, dv] in eager torch by ``ds = p (dp - <grad, out>)``, the formula of every attention that does not store p.
-
-    Autograd's softmax uses the sum of p dp instead, whose rounding errors cancel those of dp where few keys are seen. An
-    attention that never holds a row of p cannot have that, so this is the second baseline of its gradients.
-    """
-    factor = q.shape[2] ** -0.5 if scale is None else scale
-    group = q.shape[1] // k.shape[1]
-    parts = []
-    for sequence in range(layout.num_sequences):
-        slots = slice(int(layout.cu_seqlens[sequence]), int(layout.cu_seqlens[sequence + 1]))
-        queries, slopes = (x[slots].transpose(0, 1) for x in (q, grad))
-        keys, values = (x[slots].transpose(0, 1).repeat_interleave(group, 0) for x in (k, v))
-        mask = layout.visible(sequence)
-        scores = (queries @ keys.mT * factor).masked_fill(~mask, -torch.inf)
-        weights = scores.masked_fill(~mask.any(1)[:, None], 0.0).softmax(-1) * mask
-        delta = (slopes * (weights @ values)).sum(-1, keepdim=True)
-        ds = weights * (slopes @ values.mT - delta) * factor
-        grads = (
-            ds @ keys,
-            *((x.mT @ y).unflatten(0, (-1, group)).sum(1) for x, y in ((ds, queries), (weights, slopes))),
-        )
-        parts.append([x.transpose(0, 1) for x in grads])
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
-
-
 def farther(a: Tensor, b: Tensor, exact: Tensor) -> Tensor:
     """Of each element, the one of ``a`` and ``b`` that is farther from ``exact``."""
     return torch.where((a - exact).abs() > (b - exact).abs(), a, b)
@@ -101,7 +73,7 @@ def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float |
     exact = with_gradients(q.double(), k.double(), v.double(), grad.double(), layout, scale=scale, backend="reference")
     baseline = with_gradients(q, k, v, grad, layout, scale=scale, eager=True)
     if q.dtype == torch.float32:
-        second = eager_gradients_from_out(q, k, v, grad, layout, scale)
+        second = eager.block_attention_gradients(q, k, v, layout, grad, scale=scale)
         baseline[2:] = [farther(*x) for x in zip(baseline[2:], second, exact[2:], strict=True)]
     for level in ISAS:
         extension.set_cpu_isa(level)
@@ -112,27 +84,6 @@ def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float |
             lucky = q.dtype == torch.float32 and name.startswith("grad")
             terms = int(layout.cu_seqlens.diff().max()) if lucky else 1
             tolerances.assert_within_bound(*results, name=f"{name} ({level})", terms=terms)
-
-
-@given(case=strategies.attention_inputs(), seed=strategies.seeds())
-def test_packing_changes_no_bit(case: Inputs, seed: int) -> None:
-    layout, q, k, v = case
-    grad = strategies.randn(q.shape, q.dtype, seed)
-    alone = with_gradients(q, k, v, grad, layout)
-    before = [[Text(3)], [Frame(9, 9), Text(2)]]
-    lengths = [sum(s.num_tokens for s in segments) for segments in (*before, *layout.sequences)]
-    bounds = SequenceLayout.from_segments(before).intervals
-    extra = lengths[0] + lengths[1]
-    packed_layout = SequenceLayout.from_intervals(
-        lengths,
-        torch.cat((bounds, layout.intervals)),
-        hidden=None if layout.hidden is None else torch.cat((torch.zeros(extra, dtype=torch.bool), layout.hidden)),
-        segments=[*before, *map(list, layout.sequences)],
-    )
-    q2, k2, v2, grad2 = (torch.cat((strategies.randn((extra, *x.shape[1:]), x.dtype, 5), x)) for x in (q, k, v, grad))
-    packed = with_gradients(q2, k2, v2, grad2, packed_layout)
-    for name, left, right in zip(NAMES, alone, packed, strict=True):
-        tolerances.assert_bitwise_equal(right[extra:], left, name)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 4])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lumos_engine._C as extension
 from lumos_engine import SequenceLayout, Text, ops
-from lumos_engine.testing import poison, strategies, tolerances
+from lumos_engine.testing import eager, poison, strategies, tolerances
 
 ISAS = extension.available_isas()
 
@@ -35,19 +35,10 @@ def halves(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return sides[0], sides[1], sides[2], sides[3]
 
 
-def eager(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    lse = torch.logaddexp(lse_a, lse_b)
-    result = torch.zeros_like(out_a)
-    for out, side in ((out_a, lse_a), (out_b, lse_b)):
-        weight = (side - lse).exp().nan_to_num(0.0).to(out.dtype)[..., None]
-        result = result + torch.where(weight == 0, 0.0, out * weight).to(out.dtype)
-    return result, lse
-
-
 @given(case=halves())
 def test_within_the_bound_of_the_reference(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     exact = ops.merge_attention(*(x.double() for x in case), backend="reference")
-    baseline = eager(*case)
+    baseline = eager.merge_attention(*case)
     for level in ISAS:
         extension.set_cpu_isa(level)
         with poison.poisoned_outputs():

@@ -1,0 +1,80 @@
+"""The promises about bits, on every instruction set of the machine."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import lumos_engine._C as extension
+from lumos_engine import SequenceLayout, ops
+from lumos_engine.testing import check_backend, poison, strategies, tolerances
+from lumos_engine.testing.oracles import ORACLES
+from lumos_engine.testing.properties import num_threads
+from lumos_engine.testing.strategies_cache import PAGE_SIZES, cacheable_layouts, in_pages, steps
+
+from .registered import SAMPLES, Sample
+
+Inputs = tuple[SequenceLayout, Tensor, Tensor, Tensor]
+
+
+@pytest.mark.parametrize("op", ORACLES)
+def test_alone_or_packed_from_run_to_run_over_threads_and_pages(op: str, isa: str) -> None:
+    oracle = ORACLES[op]
+    # The composed qk_norm_mm_rope leaves the gradients of its weights to torch, which splits the sums over threads.
+    backward = bool(oracle.leaves) and op != "qk_norm_mm_rope"
+    check_backend(
+        op,
+        getattr(ops, op),
+        backward=backward,
+        promises=oracle.promises,
+        waive=("values", *(("gradients",) if backward else ()), *oracle.properties),
+        max_examples=6,
+    )
+
+
+@given(
+    case=strategies.attention_inputs(layouts=cacheable_layouts()),
+    data=st.data(),
+    page_size=st.sampled_from((1, *PAGE_SIZES)),
+    seed=st.integers(0, 2**30),
+)
+def test_cached_equals_recomputed(case: Inputs, data: st.DataObject, page_size: int, seed: int) -> None:
+    layout, q, k, v = case
+    step = data.draw(steps(layout))
+    paged = in_pages(k, v, layout, page_size, step, seed)
+    before = extension.cpu_isa()
+    try:
+        for level in extension.available_isas():
+            extension.set_cpu_isa(level)
+            expected = ops.block_attention(q, k, v, layout)
+            with poison.poisoned_outputs():
+                actual = ops.paged_attention(q[step.slots_in_layout], *paged.arguments())
+            for name, left, right in zip(("out", "lse"), actual, expected, strict=True):
+                tolerances.assert_bitwise_equal(left, right[step.slots_in_layout], f"{name} ({level})")
+    finally:
+        extension.set_cpu_isa(before)
+
+
+@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+def test_thirty_runs_give_the_same_bits(sample: Sample, isa: str) -> None:
+    if sample.function in ("tube_mask", "paged_write") or sample.options.get("inplace"):
+        pytest.skip("integers, or written in place: covered by its own tests")
+    arguments = sample.arguments(70)
+    found = []
+    for number in range(30):
+        with num_threads(1 + number % 4), poison.poisoned_outputs():
+            result = sample.call(arguments)
+            found.append([result] if isinstance(result, Tensor) else list(result))
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            tolerances.assert_bitwise_equal(a, b)
+
+
+def test_threads_change_no_bit_of_many_tokens(isa: str) -> None:
+    x, positions = SAMPLES["mm_rope"].arguments(3000)
+    with num_threads(1):
+        one = ops.mm_rope(x, positions)
+    with num_threads(3):
+        tolerances.assert_bitwise_equal(ops.mm_rope(x, positions), one)
