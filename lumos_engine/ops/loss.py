@@ -120,7 +120,7 @@ def _matrix(memory: Tensor, num_rows: int, num_columns: int) -> Tensor:
 def _forward_fake(
     hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, max_logits: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, columns = len(rows), len(weight)
+    n, columns = rows.shape[0], weight.shape[0]  # len() would make them constants of a compiled graph
     per_row, row_max, row_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
     return per_row, row_max, row_sum, hidden.new_empty((n, columns) if _fits(n, columns, max_logits) else (0, 0))
 

@@ -100,8 +100,18 @@ def _pages(n: int) -> Arguments:
     )
 
 
+def _norm_pages(n: int) -> Arguments:
+    q, k, *weights, positions = _norm(n)
+    _, v, *pages = _pages(n)
+    return q, k, v, *weights, positions, *pages
+
+
+def _known(n: int) -> Tensor:
+    return torch.arange(2 * n).view(2, n) % 3 == 0
+
+
 def _unmask(n: int) -> Arguments:
-    return _randn(2, n, 5), None, torch.zeros(2, n, dtype=torch.int64), torch.arange(2 * n).view(2, n) % 3 == 0
+    return _randn(2, n, 5), None, torch.zeros(2, n, dtype=torch.int64), _known(n)
 
 
 SAMPLES = {
@@ -116,8 +126,13 @@ SAMPLES = {
     "qk_norm_mm_rope": Sample("qk_norm_mm_rope", _norm, leaves=(0, 1, 2, 3, 4, 5)),
     "paged_write": Sample("paged_write", _pages),
     "tube_mask": Sample("tube_mask", _tube, traceable=False),
-    "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1), traceable=False),
-    "unmask_step": Sample("unmask_step", _unmask, {"num_masked": 1, "sampling_temperature": 0.0}, traceable=False),
+    "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1)),
+    "qk_norm_mm_rope_paged_write": Sample("qk_norm_mm_rope_paged_write", _norm_pages),
+    "unmask_step": Sample("unmask_step", _unmask, {"num_masked": 1, "sampling_temperature": 0.0}),
+    "sample_codes": Sample(
+        "sample_codes", lambda n: (_randn(2, n, 5), _randn(2, n, 5, seed=1), _known(n)), {"sampling_temperature": 0.0}
+    ),
+    "remask": Sample("remask", lambda n: (_randn(2, n).sigmoid(), _known(n)), {"num_masked": 1}),
 }
 """One entry for each function of ``lumos_engine.ops``, and more where it has several raw operations."""
 
