@@ -18,6 +18,7 @@ from lumos_engine.diffusion.settings import OfficialQuirks, SamplingSettings
 from lumos_engine.io.checkpoint import load_safetensors
 from lumos_engine.layout import Vocabulary
 from lumos_engine.model import LumosConfig, LumosModel
+from lumos_engine.testing import tolerances
 
 VOCABULARY = Vocabulary(
     bos=0,
@@ -130,7 +131,9 @@ def test_every_step_equals_the_original(
     assert len(run.reports) == len(golden["sampled"])
     np.testing.assert_array_equal(unknown, golden["sel_prob"] < 1e30)
     np.testing.assert_array_equal(run.stacked("ids")[unknown], golden["sampled"][unknown])
-    np.testing.assert_allclose(run.stacked("confidence")[unknown], golden["sel_prob"][unknown], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        run.stacked("confidence")[unknown], golden["sel_prob"][unknown], rtol=0, atol=tolerances.GOLDEN["probabilities"]
+    )
     np.testing.assert_array_equal([report.temperature for report in run.reports], golden["temperature"][:, 0])
     for report, mask_len, masking in zip(run.reports, golden["mask_len"][:, 0], golden["masking"], strict=True):
         if report.step < STEPS - 1:
@@ -171,7 +174,10 @@ def test_logits_equal_the_full_recomputation(model: LumosModel, golden_dir: Path
         ids = torch.from_numpy(run.stacked("ids")) - VOCABULARY.visual_begin
         expected = logits.softmax(-1).gather(-1, ids.clamp(min=0)[..., None])[..., 0]
         torch.testing.assert_close(
-            torch.from_numpy(run.stacked("confidence"))[unknown], expected[unknown], rtol=0, atol=2e-6
+            torch.from_numpy(run.stacked("confidence"))[unknown],
+            expected[unknown],
+            rtol=0,
+            atol=tolerances.GOLDEN["probabilities"],
         )
 
 
@@ -196,6 +202,9 @@ def test_each_quirk_has_its_own_effect(
     run = replay(model, golden_dir, name, quirks=quirks)
     unknown = run.stacked("unknown")
     same = bool((unknown == (run.golden["sel_prob"] < 1e30)).all()) and np.allclose(
-        run.stacked("confidence")[unknown], run.golden["sel_prob"][unknown], rtol=0, atol=2e-6
+        run.stacked("confidence")[unknown],
+        run.golden["sel_prob"][unknown],
+        rtol=0,
+        atol=tolerances.GOLDEN["probabilities"],
     )
     assert same != differs
