@@ -6,7 +6,6 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,6 @@ class GoldenFile:
         return LumosModel.from_weights(LumosConfig.from_dict(self.meta["config"]), self.arrays())
 
 
-@cache
 def manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text())
 

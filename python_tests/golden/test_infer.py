@@ -18,6 +18,7 @@ KNOWN = 1e30  # confidences of known codes are above
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether probabilities agree."""
     return torch.allclose(actual.double(), expected.double(), rtol=0, atol=GOLDEN["probabilities"])
 
 
@@ -32,7 +33,7 @@ def test_every_step(golden: GoldenFile, use_cache: bool, backend: str) -> None:
     assert torch.equal(run.stacked("ids")[unknown], arrays["sampled"].long()[unknown])
     assert close(run.stacked("confidence")[unknown], arrays["sel_prob"][unknown])
     for row, report in enumerate(run.reports):
-        assert report.temperature == pytest.approx(float(arrays["temperature"][row]), rel=1e-12)
+        assert report.temperature == pytest.approx(float(arrays["temperature"][row]), rel=1e-6)
         if report.step == recorded.steps - 1:
             assert not report.masked.any()
             continue
