@@ -28,9 +28,9 @@ class Prepared:
         arrays, self.vocabulary = golden.arrays(), golden.vocabulary
         self.ids, self.labels = arrays["ids"].long(), arrays["labels"].long()
         self.raw_length = int(arrays["raw_len"])
-        self.fps = int(golden.meta["fps_duration_rgb"][0])
         self.begin = int((self.ids == self.vocabulary.video_start).nonzero()[0])
         self.text, self.header = self.ids[: self.begin].tolist(), self.ids[self.begin : self.begin + 3].tolist()
+        self.fps = self.header[2] - self.vocabulary.size_zero
         layout = SequenceLayout.from_tokens(self.ids, self.vocabulary)
         frames = layout.sequences[0][1:-1]
         self.frame = frames[0]
@@ -86,7 +86,7 @@ def test_our_reading_of_the_record(golden: GoldenFile, tmp_path: Path) -> None:
     frames += frames[:frame_tokens] * (num_recorded - len(prepared.codes))
     ids = [*text, *header, *frames, vocabulary.video_end, vocabulary.sep]
     assert len(ids) == prepared.raw_length
-    (tmp_path / "0.pkl").write_bytes(pickle.dumps({"token": ids, "label": ids, "id": 0}))
+    (tmp_path / "0.pkl").write_bytes(pickle.dumps({"token": ids, "label": [*ids], "id": 0}))
     clip = records.read_recorded_clip(tmp_path / "0.pkl", latent_frames=len(prepared.codes))
     assert clip.text == prepared.text
     assert vocabulary.video_header(clip.duration, clip.fps) == prepared.header

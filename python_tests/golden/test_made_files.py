@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lumos_engine import SequenceLayout, Vocabulary, ops
+from lumos_engine.testing.tolerances import GOLDEN
 
 from . import test_ar_df_masks, test_claims, test_datapipe, test_infer, test_masks, test_model, test_rope, test_train
 from .files import SMALL, GoldenFile, layouts
@@ -196,7 +197,7 @@ def test_packing_drops_the_padding_and_nothing_else(uneven: GoldenFile) -> None:
     packed = SequenceLayout.from_tokens(BATCH[real], SMALL, lengths)
     with torch.no_grad():
         expected = test_model.forward(uneven.model(), BATCH, layouts(BATCH, SMALL)["per_sample"])[-1][real]
-        torch.testing.assert_close(uneven.model()(BATCH[real], packed), expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(uneven.model()(BATCH[real], packed), expected, rtol=0, atol=GOLDEN["logits"])
 
 
 @pytest.mark.parametrize("mode", test_ar_df_masks.MODES)

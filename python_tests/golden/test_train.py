@@ -106,7 +106,7 @@ def test_corruption(golden: GoldenFile) -> None:
         ranks = torch.rand(content, generator=generator)
         pattern = TubePattern.from_uniforms(ratio[None], ranks, len(frames), content)
         assert torch.equal(pattern.apply(clean[row], layout, 0, vocabulary.mask), masked[row])
-        assert pattern.ratio == pytest.approx([float(arrays["mask_prob"][row])], rel=1e-7)
+        assert pattern.ratio == (float(arrays["mask_prob"][row]),)
         kept = ~layout.content | pattern.token_mask(layout, 0)
         assert torch.equal(torch.where(kept, arrays["clean_labels"][row], IGNORED), labels[row])
 
@@ -127,4 +127,4 @@ def test_losses_and_every_gradient(golden: GoldenFile, backend: str, gradient_ch
         }
     within = [all(error <= GOLDEN[kind] for kind, error in each.items()) for each in errors.values()]
     assert any(within), f"largest errors under each mask: {errors}"
-    assert float(arrays["loss"]) == pytest.approx(golden.meta["loss"], rel=1e-6)
+    assert float(arrays["loss"]) == golden.meta["loss"]
