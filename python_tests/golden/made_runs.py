@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,17 @@ def record_seeded(
     branches = [row for i, call in enumerate(calls) for row in split(call, len(PROMPT) if i == 0 else 0)] + [last, last]
     unknown = torch.cat([report.unknown for report in reports])
     counts = [max(1, min(report.num_masked, int(report.unknown.sum()) - 1)) for report in reports]
+    # The original multiplies its temperature down and never resets it: from the end of the first frame on it is 0.
+    compounding = [math.prod(1 - (earlier + 1) / STEPS for earlier in range(step + 1)) for step in range(STEPS)]
     arrays = {
         "sampled": torch.cat([report.ids for report in reports]).int(),
         "sel_prob": torch.cat([report.confidence for report in reports])
         .masked_fill(~unknown, torch.finfo(torch.float32).max)
         .double(),
         "mask_len": torch.tensor(counts, dtype=torch.float64)[:, None],
-        "temperature": torch.tensor([report.temperature for report in reports], dtype=torch.float64)[:, None],
+        "temperature": torch.tensor(compounding + [0.0] * STEPS * (num_frames - given - 1), dtype=torch.float64)[
+            :, None
+        ],
         "noise": torch.cat([noise.gumbel(report.frame, report.step, CODES) for report in reports]),
         "masking": torch.cat([report.masked for report in reports]),
         "output_tokens": torch.tensor([*HEADER, *torch.cat([*map(with_ends, content)]), SMALL.video_end]).int(),
