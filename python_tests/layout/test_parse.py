@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from lumos_engine.layout import Frame, SequenceLayout, Text, Vocabulary
 
-from .helpers import SMALL, dense
+from .helpers import SMALL
 
 
 def frame_ids(height: int, width: int, vocabulary: Vocabulary = SMALL) -> list[int]:
@@ -57,24 +56,6 @@ def test_round_trip(videos, seed):
     assert SequenceLayout.from_tokens(torch.where(hit, SMALL.mask, tokens), SMALL, lengths) == layout
     assert (SMALL.is_visual(tokens) | (tokens == SMALL.newline))[layout.content].all()
     assert (tokens == SMALL.newline).equal(layout.newline)
-
-
-@pytest.mark.parametrize(
-    "name", ["t2v_train", "t2v_infer_open", "uncond_open", "image", "three_frames", "text_only", "batch2"]
-)
-def test_golden_attention_masks(golden_dir, name):
-    golden = np.load(golden_dir / "attention_masks.npz")
-    ids = golden["batch2_official_BUGGY.input_ids" if name == "batch2" else f"{name}.input_ids"]
-    allowed = golden["batch2_correct_per_sample.allowed" if name == "batch2" else f"{name}.allowed"]
-    layout = SequenceLayout.from_tokens(torch.from_numpy(ids.reshape(-1)), SMALL, [ids.shape[1]] * len(ids))
-    for s in range(len(ids)):
-        np.testing.assert_array_equal(dense(layout, s), allowed[s])
-
-
-def test_golden_real_ids(golden_dir):
-    ids = torch.from_numpy(np.load(golden_dir / "rope_real_384p_hd128.npz")["input_ids"][0])
-    layout = SequenceLayout.from_tokens(ids, Vocabulary())
-    assert layout.sequences == ((Text(105), *[frame(48, 84)] * 7, Text(2)),)
 
 
 def test_only_frames_inside_a_closed_video_count():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -127,24 +126,6 @@ def test_teacher_forcing(sequences):
             assert (mask[begin:end] == expected).all()
             expected_positions = source.positions[b + source_begin : b + source_end]
             assert torch.equal(layout.positions[a + begin : a + end], expected_positions)
-
-
-@pytest.mark.parametrize("name", ["img_T1_8x4_hd64", "t2v_T3_4x8_hd64", "uncond_T2_4x4_hd64", "real_384p_hd128"])
-def test_golden_positions(golden_dir, name):
-    golden = np.load(golden_dir / f"rope_{name}.npz")
-    content = golden["content_flag"][0].astype(bool)
-    ids = golden["input_ids"][0]
-    start = 8197 if name.startswith("real") else 101
-    begins = np.flatnonzero(ids == start)
-    height, width = {"i": (8, 4), "t": (4, 8), "u": (4, 4), "r": (48, 84)}[name[0]]
-    frame = Frame(height, width, newlines=True, header=3, footer=1)
-    tail = len(ids) - begins[0] - len(begins) * frame.num_tokens
-    segments = [Text(int(begins[0]))] + [frame] * len(begins) + ([Text(int(tail))] if tail else [])
-    layout = SequenceLayout.from_segments([segments])
-    np.testing.assert_array_equal(layout.content, content)
-    for axis, letter in enumerate("thw"):
-        expected = np.where(content, golden[f"pos_{letter}"][0], golden["pos_text"][0])
-        np.testing.assert_array_equal(layout.positions[:, axis], expected)
 
 
 @given(any_layout)
