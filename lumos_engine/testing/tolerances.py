@@ -32,9 +32,25 @@ SAMPLING = {
 }
 """Absolute tolerances of ``sample_codes`` against the fp64 softmax of the fp32 logits."""
 
+CLOSED_FORM = {"rtol": 1e-6, "atol": 1e-6}
+"""fp32 results of order one against numbers that are known without a sum."""
+
+REORDERED = {"rtol": 1e-5, "atol": 1e-5}
+"""fp32 results of order one whose sums were taken in another order, by other matrix products."""
+
+MODEL = {"rtol": 1e-4, "atol": 1e-4}
+"""The same through a whole model: logits, losses, norms of gradients."""
+
+BF16_MODEL = 0.02
+"""Logits of a model in bf16 against fp32, as a share of the largest."""
 
 FP64 = 1e-12
 """Absolute tolerance of two ways to compute the same in fp64, of values around 1."""
+
+
+def of_gradient(expected: Tensor) -> dict[str, float]:
+    """What the gradient of a model in fp32 may differ by from one whose sums were taken in another order."""
+    return {"rtol": MODEL["rtol"], "atol": REORDERED["atol"] * float(expected.abs().max()) + CLOSED_FORM["atol"]}
 
 
 def ulp(dtype: torch.dtype, magnitude: float) -> float:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lumos_engine import LumosConfig, LumosModel, SequenceLayout, Vocabulary
+from lumos_engine.testing import tolerances
 
 BASE = LumosConfig(vocab_size=320, hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
                    num_key_value_heads=2)  # fmt: skip
@@ -117,4 +118,9 @@ def test_equals_the_dense_model(
     with torch.no_grad():
         logits = model(video_tokens, SequenceLayout.from_tokens(video_tokens, vocabulary))
     expected = dense_logits(model.config, model.weights(), video_tokens, vocabulary)
-    torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        logits.double(),
+        expected,
+        rtol=tolerances.MODEL["rtol"],
+        atol=tolerances.MODEL["atol"] * float(expected.abs().max()),
+    )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lumos_engine import LumosConfig, LumosModel, PagedKVCache, SequenceLayout, TubePattern, Vocabulary
 from lumos_engine.kv_cache import CacheStep
+from lumos_engine.testing import tolerances
 
 RandomModel = Callable[[LumosConfig], LumosModel]
 BASE = LumosConfig(vocab_size=320, hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -28,7 +29,7 @@ def test_packed_sequences_are_independent(
     with torch.no_grad():
         together = model(packed, SequenceLayout.from_tokens(packed, vocabulary, lengths=[len(part) for part in parts]))
         alone = [model(part, SequenceLayout.from_tokens(part, vocabulary)) for part in parts]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(together, torch.cat(alone), **tolerances.MODEL)
 
 
 def test_logits_of_chosen_rows_and_columns(
@@ -39,7 +40,7 @@ def test_logits_of_chosen_rows_and_columns(
     with torch.no_grad():
         hidden = model.hidden_states(video_tokens, layout)
         part = model.logits(hidden[5:9], columns=slice(192, 320))
-        torch.testing.assert_close(part, model(video_tokens, layout)[5:9, 192:320], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(part, model(video_tokens, layout)[5:9, 192:320], **tolerances.REORDERED)
 
 
 def test_tokens_and_logits_keep_their_order_under_a_tube(
@@ -54,7 +55,7 @@ def test_tokens_and_logits_keep_their_order_under_a_tube(
         logits.logsumexp(-1).square().mean().backward()
         results.append([logits.detach(), *(parameter.grad for parameter in model.parameters())])
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-6)
+        torch.testing.assert_close(ours, theirs, **tolerances.of_gradient(theirs))
     assert not torch.equal(results[0][0], model(video_tokens, layout))
 
 
@@ -92,7 +93,7 @@ def test_blocks_compile_whole_and_for_every_length(
             loss.backward()
             results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
         for ours, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-6)
+            torch.testing.assert_close(ours, theirs, **tolerances.of_gradient(theirs))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -107,7 +108,7 @@ def test_bf16_autocast_and_bf16_weights_stay_close(vocabulary: Vocabulary, video
     assert cast.dtype == half.dtype == torch.float32
     for other in (cast, half):
         assert not torch.equal(other, exact)
-        torch.testing.assert_close(other, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+        torch.testing.assert_close(other, exact, rtol=0, atol=tolerances.BF16_MODEL * float(exact.abs().max()))
 
 
 def test_cached_steps_equal_the_whole_forward(
@@ -126,7 +127,7 @@ def test_cached_steps_equal_the_whole_forward(
         step = layout.step([0, 1], [begin, max(begin - start, 0)], [end, end - start])
         cache_step = cache.begin(step)
         hidden = model.hidden_states(tokens[step.slots_in_layout], step, cache=cache, cache_step=cache_step)
-        torch.testing.assert_close(hidden, whole[step.slots_in_layout], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(hidden, whole[step.slots_in_layout], **tolerances.REORDERED)
         return cache_step, hidden
 
     with torch.no_grad():

@@ -54,7 +54,9 @@ def test_each_frequency_follows_its_axis(head_dim: int, backend: str) -> None:
 
 def test_inverse_frequencies_fall_from_one_to_about_one_over_theta() -> None:
     table = ops.inverse_frequencies(64, theta=500.0)
-    torch.testing.assert_close(table, 500.0 ** (-torch.arange(32).double() / 32).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        table, 500.0 ** (-torch.arange(32).double() / 32).float(), rtol=tolerances.CLOSED_FORM["rtol"], atol=0
+    )
     assert table[0] == 1.0
     table.zero_()
     assert ops.inverse_frequencies(64, theta=500.0)[0] == 1.0, "a caller can spoil the cached table"
@@ -113,7 +115,9 @@ def test_angles_next_to_multiples_of_a_quarter_turn(isa: str) -> None:
         x[..., :64] = 1.0
         turned = ops.mm_rope(x, torch.ones(1, 3, dtype=torch.int32), inv_freq, backend="cpu")[0, 0].double()
         angle = inv_freq.double()
-        torch.testing.assert_close(turned, torch.cat((angle.cos(), angle.sin())), rtol=0, atol=1.2e-7)
+        torch.testing.assert_close(
+            turned, torch.cat((angle.cos(), angle.sin())), rtol=0, atol=tolerances.ulp(torch.float32, 1.0)
+        )
 
 
 def test_custom_frequencies_and_negative_positions() -> None:

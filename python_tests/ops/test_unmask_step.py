@@ -82,7 +82,7 @@ def test_every_sample_follows_the_rule(case: dict[str, Any]) -> None:
     for sample in range(len(ids)):
         expected_ids, expected_confidence, score = one_sample(case, sample)
         assert ids[sample].tolist() == expected_ids
-        np.testing.assert_allclose(confidence[sample], expected_confidence, rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(confidence[sample], expected_confidence, rtol=tolerances.SAMPLING["score"])
         unknown = int((~case["known"][sample]).sum())
         count = max(1, min(int(torch.as_tensor(case["num_masked"]).expand(len(ids))[sample]), unknown - 1))
         cutoff = sorted([*score, math.inf])[min(count, len(score))]

@@ -16,6 +16,7 @@ from lumos_engine.diffusion.noise_source import PhiloxNoise, ReplayNoise
 from lumos_engine.diffusion.settings import OfficialQuirks, SamplingSettings
 from lumos_engine.kv_cache import CacheFull
 from lumos_engine.model import LumosModel
+from lumos_engine.testing import tolerances
 from lumos_engine.tubes import TubePattern
 
 from .conftest import VISUAL_SIZE, VOCABULARY
@@ -87,7 +88,7 @@ def test_cached_equals_recomputed(model: LumosModel, history: str, given_frames:
     second = generate(model, PROMPTS, reports=recomputed, use_cache=False, **options)
     assert torch.equal(first, second)
     for a, b in zip(cached, recomputed, strict=True):
-        torch.testing.assert_close(a.confidence, b.confidence, rtol=0, atol=1e-5)
+        torch.testing.assert_close(a.confidence, b.confidence, rtol=0, atol=tolerances.REORDERED["atol"])
     if given is not None:
         assert torch.equal(first[:, :2], given)
 
@@ -154,8 +155,8 @@ def test_given_frames_are_history_like_any_other_unless_kept_clean(model: LumosM
         return reports[0].confidence
 
     keep = confidence("keep", False)
-    torch.testing.assert_close(confidence("mask", True), keep, rtol=0, atol=1e-5)
-    torch.testing.assert_close(confidence("drop", True), keep, rtol=0, atol=1e-5)
+    torch.testing.assert_close(confidence("mask", True), keep, rtol=0, atol=tolerances.REORDERED["atol"])
+    torch.testing.assert_close(confidence("drop", True), keep, rtol=0, atol=tolerances.REORDERED["atol"])
     masked, dropped = confidence("mask", False), confidence("drop", False)
     for a, b in ((masked, keep), (dropped, keep), (masked, dropped)):
         assert not torch.allclose(a, b, rtol=0, atol=1e-2)

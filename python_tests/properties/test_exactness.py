@@ -22,7 +22,6 @@ Inputs = tuple[SequenceLayout, Tensor, Tensor, Tensor]
 @pytest.mark.parametrize("op", ORACLES)
 def test_alone_or_packed_from_run_to_run_over_threads_and_pages(op: str, isa: str) -> None:
     oracle = ORACLES[op]
-    # The composed qk_norm_mm_rope leaves the gradients of its weights to torch, which splits the sums over threads.
     backward = bool(oracle.leaves)
     check_backend(
         op,
