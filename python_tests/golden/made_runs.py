@@ -36,16 +36,16 @@ def record_seeded(
     unknown = torch.cat([report.unknown for report in reports])
     counts = [max(1, min(report.num_masked, int(report.unknown.sum()) - 1)) for report in reports]
     # The original multiplies its temperature down and never resets it: from the end of the first frame on it is 0.
-    compounding = [math.prod(1 - (earlier + 1) / STEPS for earlier in range(step + 1)) for step in range(STEPS)]
+    temperatures = [math.prod(1 - (earlier + 1) / STEPS for earlier in range(step + 1)) for step in range(STEPS)]
+    temperatures += [0.0] * (len(reports) - STEPS)
+    confidence = torch.cat([report.confidence for report in reports]).masked_fill(
+        ~unknown, torch.finfo(torch.float32).max
+    )
     arrays = {
         "sampled": torch.cat([report.ids for report in reports]).int(),
-        "sel_prob": torch.cat([report.confidence for report in reports])
-        .masked_fill(~unknown, torch.finfo(torch.float32).max)
-        .double(),
+        "sel_prob": confidence.double(),
         "mask_len": torch.tensor(counts, dtype=torch.float64)[:, None],
-        "temperature": torch.tensor(compounding + [0.0] * STEPS * (num_frames - given - 1), dtype=torch.float64)[
-            :, None
-        ],
+        "temperature": torch.tensor(temperatures, dtype=torch.float64)[:, None],
         "noise": torch.cat([noise.gumbel(report.frame, report.step, CODES) for report in reports]),
         "masking": torch.cat([report.masked for report in reports]),
         "output_tokens": torch.tensor([*HEADER, *torch.cat([*map(with_ends, content)]), SMALL.video_end]).int(),
@@ -58,10 +58,9 @@ def record_seeded(
         "model": weights.name.removeprefix("model_").removesuffix(".weights.safetensors"),
         "n_forward": len(branches), "frames_generated": num_frames - given, "tokens_per_frame": CODES,
     }  # fmt: skip
+    unfinished = RecordedRun(write_golden(weights.folder, name, arrays, meta))
     p = torch.zeros(len(reports), CODES, SMALL.visual_end)
-    p[..., SMALL.visual_begin :] = guided_logits(RecordedRun(write_golden(weights.folder, name, arrays, meta))).softmax(
-        -1
-    )
+    p[..., SMALL.visual_begin :] = guided_logits(unfinished).softmax(-1)
     return write_golden(weights.folder, name, {**arrays, "pmax": p.amax(-1), "p_first4": p[:, :4].clone()}, meta)
 
 

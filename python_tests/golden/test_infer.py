@@ -37,8 +37,8 @@ def test_every_step(golden: GoldenFile, use_cache: bool, backend: str) -> None:
         if report.step == recorded.steps - 1:
             assert not report.masked.any()
             continue
-        unmasked_before = int(report.unknown.sum())
-        assert max(1, min(report.num_masked, unmasked_before - 1)) == int(arrays["mask_len"][row])
+        num_unknown = int(report.unknown.sum())
+        assert max(1, min(report.num_masked, num_unknown - 1)) == int(arrays["mask_len"][row])
         assert torch.equal(report.masked[0], arrays["masking"][row])
     assert torch.equal(run.frames, recorded.codes)
 
@@ -90,7 +90,7 @@ def guided_logits(recorded: RecordedRun) -> torch.Tensor:
         )
         with torch.no_grad():
             logits = recorded.model(torch.cat(sequences), layout)[:, visual]
-        latest = recorded.num_frames - recorded.meta["frames_generated"] + number // (recorded.steps + 1)
+        latest = recorded.given + number // (recorded.steps + 1)
         rows = (layout.frame_id == latest) & layout.content & ~layout.newline
         cond, uncond = logits[rows].view(2, recorded.num_codes, -1)
         out.append(recorded.meta["cfg"] * (cond - uncond) + uncond)
@@ -108,11 +108,10 @@ def test_each_quirk_acts_where_it_can(golden: GoldenFile, left_out: str) -> None
     """Without one of the original's quirks the run stays the recorded one exactly where that quirk has nothing to act on."""
     recorded = RecordedRun(golden)
     quirks = OfficialQuirks(**{name: name != left_out for name in vars(OfficialQuirks())})
-    generates_history = recorded.meta["frames_generated"] > 1
     acts = {
         "compounding_temperature": recorded.meta["temperature"] > 0,
         "clean_given_frames": recorded.given > 0,
-        "newlines_in_history": generates_history,
+        "newlines_in_history": recorded.meta["frames_generated"] > 1,
     }[left_out]
     assert same_steps(recorded, recorded.replay(quirks=quirks)) != acts
 
