@@ -259,7 +259,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases are not read (line {self.peek_event().start_mark.line + 1})")
+            raise yaml.YAMLError(f"aliases are not read (line {self.peek_event().start_mark.line + 1})")  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
 
