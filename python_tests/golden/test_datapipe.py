@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lumos_engine import SequenceLayout
+from lumos_engine.data.records import read_recorded_clip
 from lumos_engine.layout import Frame, Text
 from lumos_engine.tokenizers.prompt import clip_duration
 from lumos_engine.train.ar_df import IGNORED, Sample, corrupt_with
@@ -87,7 +88,7 @@ def test_our_reading_of_the_record(golden: GoldenFile, tmp_path: Path) -> None:
     ids = [*text, *header, *frames, vocabulary.video_end, vocabulary.sep]
     assert len(ids) == prepared.raw_length
     (tmp_path / "0.pkl").write_bytes(pickle.dumps({"token": ids, "label": [*ids], "id": 0}))
-    clip = records.read_recorded_clip(tmp_path / "0.pkl", latent_frames=len(prepared.codes))
+    clip = read_recorded_clip(tmp_path / "0.pkl", latent_frames=len(prepared.codes))
     assert clip.text == prepared.text
     assert vocabulary.video_header(clip.duration, clip.fps) == prepared.header
     assert torch.equal(clip.codes, prepared.codes)
