@@ -75,7 +75,6 @@ def test_labels_are_the_ids_of_the_video(golden: GoldenFile) -> None:
 
 def test_our_reading_of_the_record(golden: GoldenFile, tmp_path: Path) -> None:
     """The record, put together again from what is left of it, gives the sample; frames that were cut off are made up."""
-    records = pytest.importorskip("lumos_engine.data.records")
     prepared = Prepared(golden)
     vocabulary, frame_tokens = prepared.vocabulary, prepared.frame.num_tokens
     duration, fps = clip_duration(prepared.num_frames, prepared.fps)
