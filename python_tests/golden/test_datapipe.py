@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import pytest
 import torch
 
 from lumos_engine import SequenceLayout
