@@ -226,6 +226,8 @@ class LumosPipeline:
         sampling_temperature: float | None = None,
         history: Literal["mask", "drop", "keep"] | None = None,
         history_mask_ratio: float | None = None,
+        window_frames: int | None = None,
+        sink_frames: int = 0,
         seed: int | None = None,
         num_samples: int = 1,
         first_sample: int = 0,
@@ -252,6 +254,8 @@ class LumosPipeline:
             temperature: of the noise that decides which codes are re-masked.
             sampling_temperature: of the softmax that codes are drawn from; 0 takes the most probable.
             history, history_mask_ratio: what later frames see of finished ones, see :class:`SamplingSettings`.
+            window_frames, sink_frames: which finished latent frames they see at all: the latest and the first ones; None is
+                all. With a window, the memory of the cache does not grow with the clip.
             seed: 0 .. 2^63-1; None draws one, which the result names.
             num_samples: clips per prompt, next to each other in the result.
             first_sample: number of the first clip. Noise depends on (seed, clip number): clip i of a batch is the one
@@ -301,6 +305,8 @@ class LumosPipeline:
             option("sampling_temperature", sampling_temperature),
             option("history", history),
             option("history_mask_ratio", history_mask_ratio),
+            window_frames,
+            sink_frames,
             quirks if quirks is not None else OfficialQuirks.all() if mode == "official" else OfficialQuirks(),
         )
         prompt_ids = [self._encode_prompt(one, shape) for one in prompts]

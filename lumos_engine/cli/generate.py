@@ -57,6 +57,10 @@ class Generate:
     """what later frames see of finished ones"""
     history_mask_ratio: float | None = None
     """share of a finished frame that mask and drop hide"""
+    window_frames: int | None = None
+    """latent frames that the next one sees; with it memory does not grow with the clip"""
+    sink_frames: int = 0
+    """first latent frames that stay visible beside the window"""
     seed: int | None = None
     """repeats a result; drawn and printed if not given"""
     num_samples: int = 1
@@ -97,6 +101,8 @@ class Generate:
                 sampling_temperature=self.sampling_temperature,
                 history=self.history,
                 history_mask_ratio=self.history_mask_ratio,
+                window_frames=self.window_frames,
+                sink_frames=self.sink_frames,
                 seed=self.seed,
                 num_samples=self.num_samples,
                 mode=self.mode,

@@ -28,6 +28,7 @@ class TokenCanvas:
         num_frames: latent frames of the whole video, given ones included.
         vocabulary: ids and strides.
         guided: whether to add the unconditional sequences.
+        window_frames, sink_frames: see :class:`SamplingSettings`.
 
     Attributes:
         layout: :class:`SequenceLayout` of all sequences with all frames.
@@ -47,11 +48,15 @@ class TokenCanvas:
         num_frames: int,
         vocabulary: Vocabulary,
         guided: bool,
+        window_frames: int | None = None,
+        sink_frames: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.vocabulary = vocabulary
         self.num_samples = len(prompts)
         self.num_frames = num_frames
+        self.window_frames = window_frames
+        self.sink_frames = sink_frames
         self.codes_per_frame = height * width
         self.content_tokens = height * (width + 1)
         texts = [[*prompt, *header] for prompt in prompts] + [list(header)] * (len(prompts) if guided else 0)
@@ -77,7 +82,11 @@ class TokenCanvas:
     def layout_of(self, num_frames: int) -> SequenceLayout:
         """Layout of all sequences cut after ``num_frames`` frames."""
         segments: list[list[Segment]] = [[Text(text), *[self._frame] * num_frames] for text in self.text_tokens]
-        return SequenceLayout.from_segments(segments, strides=self.vocabulary.strides)
+        if self.window_frames is None:
+            return SequenceLayout.from_segments(segments, strides=self.vocabulary.strides)
+        return SequenceLayout.frame_window(
+            segments, self.window_frames, self.sink_frames, strides=self.vocabulary.strides
+        )
 
     def frame_begin(self, frame: int) -> list[int]:
         """Index of the frame's first token (its header) in each sequence; for ``num_frames`` the sequences' ends."""

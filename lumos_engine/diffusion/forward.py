@@ -31,7 +31,9 @@ class CachedForward:
     """All sequences in one packed call; keys and values of the history come from the cache.
 
     The first call runs prompt, header, given frames and the frame in the making together and commits all but the last;
-    later calls run one frame. The pages of the frame in the making stay open and are overwritten by each step.
+    later calls run one frame. The pages of the frame in the making stay open and are overwritten by each step. What sequences
+    have in common before it (samples of one prompt, unconditional branches) runs once, and they hold its pages together.
+    With a window, frames that left it give their pages back.
 
     Args:
         dropped: content tokens bool [content_tokens] whose keys a finished frame does not keep, or None.
@@ -62,16 +64,49 @@ class CachedForward:
             config.num_key_value_heads,
             config.head_dim,
             page_size=page_size,
-            num_pages=num_pages,
+            num_pages=num_pages or self._pages_in_window(first, page_size),
             dtype=weight.dtype,
             device=weight.device,
         )
         self._open: CacheStep | None = None
         self.query_tokens: tuple[int, ...] = ()
         self.cached_tokens: tuple[int, ...] = ()
+        self._share_prefix(first if dropped is None else clean_frames)
         if dropped is not None:  # dropped keys can only leave when their frame is committed: one frame a call
             for frame in range(clean_frames, first):
                 self.commit(frame)
+
+    def _pages_in_window(self, first: int, page_size: int) -> int | None:
+        """Pages that are ever in use at a time where frames are evicted; None: those of the whole clip."""
+        canvas = self._canvas
+        if canvas.window_frames is None:
+            return None
+        begins = canvas.frame_begin(0)
+        frame_pages = -(-(canvas.frame_begin(1)[0] - begins[0]) // page_size)
+        num_frames = max(first, min(canvas.num_frames - 1, canvas.window_frames + canvas.sink_frames)) + 1
+        return sum(-(-text // page_size) + num_frames * frame_pages for text in begins)
+
+    def _share_prefix(self, num_frames: int) -> None:
+        """Run and commit everything before frame ``num_frames`` once for all sequences that have the same tokens there."""
+        canvas = self._canvas
+        ends = canvas.frame_begin(num_frames)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for sequence, (begin, end) in enumerate(zip(canvas.layout.cu_seqlens.tolist(), ends, strict=False)):
+            groups.setdefault(tuple(canvas.tokens[begin : begin + end].tolist()), []).append(sequence)
+        if len(groups) == canvas.num_sequences:
+            return
+        leaders = [members[0] for members in groups.values()]
+        cache_step = self._cache.begin(canvas.layout.step(leaders, 0, [ends[sequence] for sequence in leaders]))
+        self._run(cache_step)
+        self._cache.commit(cache_step)
+        for source, *targets in groups.values():
+            self._cache.fork(source, targets)
+        self._evict()
+
+    def _evict(self) -> None:
+        if self._canvas.window_frames is not None:
+            for sequence in self._sequences:
+                self._cache.evict(sequence, self._canvas.window_frames, self._canvas.sink_frames)
 
     @property
     def cache(self) -> PagedKVCache:
@@ -103,6 +138,7 @@ class CachedForward:
         if list(step.begin) != frame_begin:
             self._cache.commit(cache_step, end=frame_begin)
             self._open = None
+            self._evict()
         return hidden[rows]
 
     def commit(self, frame: int) -> None:
@@ -115,6 +151,7 @@ class CachedForward:
             keep = visible[cache_step.step.slots_in_layout]
         self._cache.commit(cache_step, keep=keep)
         self._open = None
+        self._evict()
 
 
 class RecomputedForward:

@@ -154,6 +154,8 @@ class FrameGenerator:
             num_frames=num_frames,
             vocabulary=self.vocabulary,
             guided=self.settings.guided,
+            window_frames=self.settings.window_frames,
+            sink_frames=self.settings.sink_frames,
             device=self.model.lm_head.weight.device,
         )
         longest = max(range(len(prompts)), key=lambda sample: canvas.text_tokens[sample])

@@ -51,6 +51,9 @@ class SamplingSettings:
         history: what later frames see of a finished frame: ``mask`` (the pattern's tokens replaced by the mask id, all
             kept), ``drop`` (the same, masked tokens' keys are not kept) or ``keep`` (clean).
         history_mask_ratio: share of a frame's tokens that the pattern masks; unused with ``keep``.
+        window_frames: a frame sees only as many latent frames right before it, and the ``sink_frames`` first ones; the cache
+            forgets the others, so its memory does not grow with the clip. Prompt and header stay visible. None: all frames.
+            The model's context still bounds the clip: positions count on.
         quirks: switches of the original's behaviour.
 
     Raises:
@@ -63,6 +66,8 @@ class SamplingSettings:
     sampling_temperature: float = 1.0
     history: Literal["mask", "drop", "keep"] = "mask"
     history_mask_ratio: float = 0.7
+    window_frames: int | None = None
+    sink_frames: int = 0
     quirks: OfficialQuirks = field(default_factory=OfficialQuirks)
 
     def __post_init__(self) -> None:
@@ -84,6 +89,12 @@ class SamplingSettings:
                 f"history_mask_ratio must be above 0 and at most 1, got {reprlib.repr(self.history_mask_ratio)}; "
                 f"history='keep' masks nothing"
             )
+
+        for name, value in (("window_frames", self.window_frames), ("sink_frames", self.sink_frames)):
+            if value is not None and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} must be an integer of at least 0, got {reprlib.repr(value)}")
+        if self.sink_frames and self.window_frames is None:
+            raise ValueError(f"sink_frames is {self.sink_frames} without window_frames: every frame is seen then")
 
     @property
     def guided(self) -> bool:

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from .. import ops
 from .drop import dropped_tokens
+from .evict import evicted_rows
+from .fork import check_fork
+from .key import key_fields, layout_fields, require_equal
 from .pages import PagePool
 from .plan import CachePlan, PagedKeys
+from .table import PageTable
 
 if TYPE_CHECKING:
     from ..layout import LayoutStep, SequenceLayout
@@ -27,7 +31,7 @@ class CacheStep:
 
     slots: int64 [tokens of the step], physical slots ``page * page_size + offset``. page_table: int32 [sequences of the
     step, pages], -1 where no page is. key_tiles: all keys that the step may see, its own included. epochs: state of the
-    sequences that it belongs to; commit, rollback and release make it stale.
+    sequences that it belongs to; commit, rollback, release, fork and evict make it stale.
     """
 
     step: LayoutStep
@@ -41,7 +45,8 @@ class PagedKVCache:
     """Keys (rotated) and values of all layers and sequences of one layout, in pages that all layers share the table of.
 
     A token range of a sequence is *open* between :meth:`begin` and :meth:`commit` or :meth:`rollback`; what was committed is
-    never written again. Every segment starts on a fresh page. No gradient flows through a cache.
+    never written again. Every segment starts on a fresh page. Sequences that begin alike can hold the same pages (:meth:`fork`).
+    No gradient flows through a cache.
 
     Args:
         layout: the whole sequences as they will be in the end, without hidden keys: tokens that later queries shall not see
@@ -76,7 +81,7 @@ class PagedKVCache:
         if not dtype.is_floating_point:
             raise TypeError(f"dtype of a cache must be floating-point, got {dtype}")
         self.layout, self.page_size, self.dtype, self.device = layout, page_size, dtype, torch.device(device)
-        self.key: dict[str, object] = {"layout": layout.key, **_fields(key)}
+        self.key: dict[str, object] = {**layout_fields(layout), **key_fields(key)}
         self._plan = CachePlan(layout, page_size)
         self.pool = PagePool(int(self._plan.pages_per_sequence.sum()) if num_pages is None else num_pages)
         shape = (num_layers, self.pool.num_pages, page_size, kv_heads, head_dim)
@@ -84,8 +89,7 @@ class PagedKVCache:
             # Not zeros: the memory of pages that are never used is then never touched, and no slot is read unwritten.
             self.k_pages = torch.empty(shape, dtype=dtype, device=device)
             self.v_pages = torch.empty(shape, dtype=dtype, device=device)
-        self._table = np.full((layout.num_sequences, int(self._plan.pages_per_sequence.max())), -1, dtype=np.int32)
-        self._lengths = self._plan.end - self._plan.begin  # slots of each segment, fewer once tokens were dropped
+        self._table = PageTable(self._plan, self.pool)
         self._committed = [0] * layout.num_sequences
         self._open = [0] * layout.num_sequences  # end of the open range; equal to committed when there is none
         self._epoch = [0] * layout.num_sequences
@@ -96,14 +100,15 @@ class PagedKVCache:
         return self._committed[self._checked(sequence)]
 
     def check_key(self, key: Mapping[str, object] | str) -> None:
-        """Raise ValueError, naming the first field that differs, unless the cache was made with this key."""
-        for name, value in _fields(key).items():
-            if self.key.get(name) != value:
-                raise ValueError(f"the cache was made with {name} {self.key.get(name)!r}, it cannot serve {value!r}")
+        """Raise ValueError, naming the first field that differs, unless the cache was made with this key.
+
+        Besides the fields that it was made with, every cache has ``positions`` and ``layout`` (``SequenceLayout.key``).
+        """
+        require_equal(self.key, key_fields(key))
 
     def begin(self, step: LayoutStep) -> CacheStep:
         """Open the ranges of ``step`` and take pages for them. A range that is open already keeps its pages, and asking
-        again for the same ranges costs next to nothing.
+        again for the same ranges costs next to nothing. A page that is shared is copied before its free slots are used.
 
         Raises:
             CacheFull: the pool has too few free pages; nothing has changed.
@@ -128,13 +133,12 @@ class PagedKVCache:
                     f"before beginning with {begin}..{end - 1}"
                 )
         fresh = [
-            (sequence, self._plan.pages_to(sequence, begin), self._plan.pages_to(sequence, end), end)
-            for sequence, begin, end in zip(*ranges, strict=True)
-            if self._open[sequence] != end
+            (sequence, begin, end) for sequence, begin, end in zip(*ranges, strict=True) if self._open[sequence] != end
         ]
-        pages = self.pool.allocate(sum(last - first for _, first, last, _ in fresh))
-        for sequence, first, last, end in fresh:
-            self._table[sequence, first:last], pages = pages[: last - first], pages[last - first :]
+        for old, new, used in self._table.open(fresh):
+            for pages in (self.k_pages, self.v_pages):
+                pages[:, new, :used] = pages[:, old, :used]
+        for sequence, _, end in fresh:
             self._open[sequence] = end
         self._steps = {ranges: made for ranges, made in self._steps.items() if self._is_current(made)}
         self._steps[ranges] = self._make_step(step)
@@ -207,7 +211,7 @@ class PagedKVCache:
                 raise ValueError(f"end {stop} of sequence {sequence} lies inside a frame")
         dropped = [] if keep is None else dropped_tokens(self.layout, self._plan, step, ends, keep)
         for sequence, stop in zip(step.sequences, ends, strict=True):
-            self._free(
+            self._table.free(
                 sequence, self._plan.pages_to(sequence, stop), self._plan.pages_to(sequence, self._open[sequence])
             )
             self._close(sequence, stop)
@@ -218,27 +222,73 @@ class PagedKVCache:
         self._require_current(cache_step)
         self.commit(cache_step, end=cache_step.step.begin)
 
+    def fork(self, source: int, targets: int | Sequence[int], end: int | None = None) -> None:
+        """Let ``targets`` hold tokens 0..end-1 of ``source`` as if they had committed them: the same pages, copied only where
+        one of the holders goes on with text inside the last of them. What ``source`` dropped or evicted is gone there too.
+
+        Args:
+            targets: sequences that hold nothing yet. That they have the same token ids is the caller's promise.
+            end: None is everything that ``source`` committed.
+
+        Raises:
+            RuntimeError: a range of ``source`` or of a target is open. ValueError: a target that holds tokens already, or
+                whose segments, positions or visibility up to ``end`` differ; ``end`` that is not committed, or inside a
+                frame. Nothing has changed then.
+        """
+        others = [targets] if isinstance(targets, int) else list(targets)
+        end = self.committed(source) if end is None else end
+        if not 0 <= end <= self._committed[source]:
+            raise ValueError(
+                f"end must be in 0..{self._committed[source]}, what sequence {source} committed; got {end}"
+            )
+        if len({source, *others}) != len(others) + 1:
+            raise ValueError(f"targets must be different sequences other than {source}, got {others}")
+        self._require_closed(source)
+        for target in others:
+            if self.committed(target):
+                raise ValueError(f"sequence {target} holds {self._committed[target]} tokens; release it before a fork")
+            self._require_closed(target)
+            check_fork(self.layout, self._plan, self._table, source, target, end)
+        for target in others:
+            self._table.fork(source, target, end)
+            self._close(target, end)
+
+    def evict(self, sequence: int, window_frames: int, sink_frames: int = 0) -> int:
+        """Give up what lies between the first ``sink_frames`` committed frames and the latest ``window_frames``. Pages leave
+        the table; no key or value moves. What precedes the first frame stays.
+
+        Returns:
+            How many pages are free that were not.
+
+        Raises:
+            RuntimeError: a range of the sequence is open. ValueError: a later query of the layout sees what would go: make
+                the layout by ``frame_window``. Nothing has changed then.
+        """
+        self._checked(sequence)
+        self._require_closed(sequence)
+        committed, free = self._committed[sequence], self.pool.num_free
+        self._table.evict(evicted_rows(self.layout, self._plan, sequence, committed, window_frames, sink_frames))
+        self._close(sequence, committed)
+        return self.pool.num_free - free
+
     def release(self, sequence: int) -> None:
         """Forget all of ``sequence``, committed or open; it may begin again at token 0."""
-        self._checked(sequence)
-        self._free(sequence, 0, int(self._plan.pages_per_sequence[sequence]))
-        rows = slice(*self._plan.segment_offsets[sequence : sequence + 2])
-        self._lengths[rows] = self._plan.end[rows] - self._plan.begin[rows]
+        self._table.release(self._checked(sequence))
         self._close(sequence, 0)
 
     def read(self, layer: int, sequence: int) -> tuple[Tensor, Tensor]:
         """Committed keys and values of one layer, [tokens kept, kv_heads, head_dim] each, copied."""
-        tiles = self._plan.key_tiles(self._checked(sequence), self._committed[sequence], self._lengths, 0)
+        tiles = self._plan.key_tiles(self._checked(sequence), self._committed[sequence], self._table.lengths, 0)
         counts = tiles[:, 1]
         first = np.repeat(tiles[:, 0] - (np.cumsum(counts) - counts), counts)
         virtual = first + np.arange(counts.sum())
-        pages = self._table[sequence, virtual // self.page_size].astype(np.int64)
-        slots = torch.from_numpy(pages * self.page_size + virtual % self.page_size).to(self.device)
+        slots = torch.from_numpy(self._table.slots(sequence, virtual)).to(self.device)
         k, v = (pages[layer].flatten(0, 1)[slots] for pages in (self.k_pages, self.v_pages))
         return k, v
 
     def memory(self) -> dict[str, int]:
-        """Bytes and pages: ``bytes_per_page`` counts keys and values of all layers."""
+        """Bytes and pages: ``bytes_per_page`` counts keys and values of all layers; a page that several sequences hold counts
+        once, its tokens for each of them."""
         total = self.k_pages.nbytes + self.v_pages.nbytes
         per_page = total // self.pool.num_pages
         used = self.pool.num_pages - self.pool.num_free
@@ -256,6 +306,13 @@ class PagedKVCache:
             raise ValueError(f"sequence must be in 0..{len(self._committed) - 1}, got {sequence}")
         return sequence
 
+    def _require_closed(self, sequence: int) -> None:
+        committed, opened = self._committed[sequence], self._open[sequence]
+        if opened != committed:
+            raise RuntimeError(
+                f"tokens {committed}..{opened - 1} of sequence {sequence} are open: commit or roll them back first"
+            )
+
     def _is_current(self, cache_step: CacheStep) -> bool:
         return all(
             self._epoch[s] == epoch for s, epoch in zip(cache_step.step.sequences, cache_step.epochs, strict=True)
@@ -264,23 +321,21 @@ class PagedKVCache:
     def _require_current(self, cache_step: CacheStep) -> None:
         if not self._is_current(cache_step):
             raise RuntimeError(
-                "the cache step is no longer open: a sequence of it was committed, rolled back or released"
+                "the cache step is no longer open: a sequence of it was committed, rolled back, forked, evicted or released"
             )
 
     def _make_step(self, step: LayoutStep) -> CacheStep:
         sequences = np.array(step.sequences, dtype=np.int64)
-        table = self._table[sequences]
         virtual = self._plan.virtual_slots[step.slots_in_layout.cpu()].numpy()
-        row = np.repeat(np.arange(len(sequences)), np.array(step.end) - np.array(step.begin))
-        slots = table[row, virtual // self.page_size].astype(np.int64) * self.page_size + virtual % self.page_size
+        slots = self._table.slots(np.repeat(sequences, np.array(step.end) - np.array(step.begin)), virtual)
         tiles = [
-            self._plan.key_tiles(sequence, end, self._lengths, position)
+            self._plan.key_tiles(sequence, end, self._table.lengths, position)
             for position, (sequence, end) in enumerate(zip(step.sequences, step.end, strict=True))
         ]
         return CacheStep(
             step,
             torch.from_numpy(slots).to(self.device),
-            torch.from_numpy(table).to(self.device),
+            torch.from_numpy(self._table.pages[sequences]).to(self.device),
             PagedKeys(torch.from_numpy(np.concatenate(tiles))),
             tuple(self._epoch[sequence] for sequence in step.sequences),
         )
@@ -289,30 +344,19 @@ class PagedKVCache:
         self._committed[sequence] = self._open[sequence] = committed
         self._epoch[sequence] += 1
 
-    def _free(self, sequence: int, first: int, last: int) -> None:
-        pages = self._table[sequence, first:last]
-        self.pool.free(pages[pages >= 0].tolist())
-        pages[:] = -1
-
     def _drop(self, dropped: list[tuple[int, np.ndarray]], slots: Tensor) -> None:
         """Move the kept slots of each segment to its front where they are not there already; free the pages behind."""
         sources, targets = [], []
         for row, kept in dropped:
             source = slots[torch.from_numpy(kept)].cpu().numpy()
-            sequence, first = int(self._plan.sequence[row]), int(self._plan.first_page[row])
-            pages = self._table[sequence, first : first + self._plan.num_pages[row]].astype(np.int64)
-            target = (pages[:, None] * self.page_size + np.arange(self.page_size)).reshape(-1)[: len(source)]
+            first = int(self._plan.first_page[row]) * self.page_size
+            target = self._table.slots(int(self._plan.sequence[row]), first + np.arange(len(source)))
             moved = source != target
             sources.append(source[moved])
             targets.append(target[moved])
-            self._lengths[row] = len(source)
-            self._free(sequence, first + -(-len(source) // self.page_size), first + int(self._plan.num_pages[row]))
+            self._table.shorten(row, len(source))
         if sum(map(len, sources)):
             old, new = (torch.from_numpy(np.concatenate(part)).to(self.device) for part in (sources, targets))
             for layer in (*self.k_pages, *self.v_pages):
                 rows = layer.flatten(0, 1)
                 rows[new] = rows[old]
-
-
-def _fields(key: Mapping[str, object] | str | None) -> dict[str, object]:
-    return {} if key is None else {"key": key} if isinstance(key, str) else dict(key)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .plan import CachePlan
+from .visibility import require_whole_visibility
 
 if TYPE_CHECKING:
     from ..layout import LayoutStep, SequenceLayout
@@ -42,16 +43,7 @@ def dropped_tokens(
                 continue
             if not plan.is_frame[row]:
                 raise ValueError(f"keep drops text tokens of sequence {sequence}; only tokens of frames can be dropped")
-            _require_whole_visibility(layout, sequence, first, last)
+            require_whole_visibility(layout, sequence, first, last, last, "keep drops tokens")
             found.append((row, at + part.nonzero()[0]))
         offset += end - begin
     return found
-
-
-def _require_whole_visibility(layout: SequenceLayout, sequence: int, first: int, last: int) -> None:
-    begin, end = layout.cu_seqlens[sequence : sequence + 2].tolist()
-    later = layout.intervals[begin + last : end]
-    if bool(((later > first) & (later < last)).any()):
-        raise ValueError(
-            f"keep drops tokens of {first}..{last - 1} of sequence {sequence}, of which a later query sees only a part"
-        )

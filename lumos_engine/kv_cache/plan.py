@@ -88,15 +88,25 @@ class CachePlan:
         row = self.segment_at(sequence, index - 1)
         return int(self.first_page[row] + -(-(index - self.begin[row]) // self.page_size))
 
+    def slots_in_last_page(self, sequence: int, index: int) -> int:
+        """How many slots tokens 0..index-1 of ``sequence`` use in a page that token ``index`` lies in too; 0 if none."""
+        if index in (0, self.length(sequence)):
+            return 0
+        return int((index - self.begin[self.segment_at(sequence, index)]) % self.page_size)
+
+    def rows_before(self, sequence: int, index: int) -> np.ndarray:
+        """Rows of the segments of ``sequence`` that begin before token ``index``."""
+        rows = np.arange(self.segment_offsets[sequence], self.segment_offsets[sequence + 1])
+        return rows[self.begin[rows] < index]
+
     def key_tiles(self, sequence: int, end: int, lengths: np.ndarray, position: int) -> np.ndarray:
         """Tiles int32 [tiles, 4] of the tokens before index ``end``; see :class:`PagedKeys`.
 
         ``lengths`` int [segments]: how many slots of each segment are in use, less than its tokens where some were
-        dropped. Tokens that were kept count from the index of the segment's first one: any index inside a segment that
-        lies whole in a query's history serves.
+        dropped, 0 where it was evicted. Tokens that were kept count from the index of the segment's first one: any index
+        inside a segment that lies whole in a query's history serves.
         """
-        rows = np.arange(self.segment_offsets[sequence], self.segment_offsets[sequence + 1])
-        rows = rows[self.begin[rows] < end]
+        rows = self.rows_before(sequence, end)
         used = np.minimum(lengths[rows], end - self.begin[rows])
         per_segment = -(-used // KEY_TILE_TOKENS)
         first = np.cumsum(per_segment) - per_segment

@@ -60,7 +60,7 @@ def run(cache: PagedKVCache, cache_step: CacheStep, qkv: list) -> list[torch.Ten
 
 def check_pages(cache: PagedKVCache) -> None:
     """Every page is either free or behind exactly one virtual page."""
-    held = cache._table[cache._table >= 0].tolist()
+    held = cache._table.pages[cache._table.pages >= 0].tolist()
     assert sorted(held + cache.pool._free) == list(range(cache.pool.num_pages))
 
 
