@@ -256,3 +256,86 @@ def test_memory_counts_bytes_of_all_layers() -> None:
     page = 2 * 3 * 4 * 2 * 32 * 2
     assert cache.memory() == {"bytes_total": 2 * page, "bytes_used": page, "bytes_per_page": page, "pages_total": 2,
                               "pages_used": 1, "tokens_committed": 3}  # fmt: skip
+
+
+def test_forks_share_pages_until_one_of_them_goes_on_inside_a_page() -> None:
+    layout = SequenceLayout.from_segments([[Text(9), Frame(2, 3)]] * 3)
+    cache = make_cache(layout, page_size=4)
+    qkv = random_qkv(layout)
+    first = cache.begin(layout.step([0], [0], [6]))
+    run(cache, first, qkv)
+    cache.commit(first)
+    cache.fork(0, [1, 2])
+    assert cache.memory()["pages_used"] == 2 and [cache.committed(s) for s in range(3)] == [6, 6, 6]
+    together = cache.begin(layout.step([0, 1, 2], [6, 6, 6], [9, 9, 9]))
+    assert cache.memory()["pages_used"] == 1 + 3 * 2  # the page that token 6 lies in, and one more: two of three copied
+    run(cache, together, qkv)
+    cache.commit(together)
+    k = [cache.read(1, s)[0] for s in range(3)]
+    assert torch.equal(k[0][:6], k[1][:6]) and torch.equal(k[0][:6], k[2][:6])
+    for s in range(3):
+        begin = int(layout.cu_seqlens[s])
+        assert torch.equal(k[s][6:], qkv[1][1][begin + 6 : begin + 9])
+    cache.release(0)
+    assert torch.equal(cache.read(1, 1)[0], k[1])
+
+
+def test_forks_that_cannot_be_name_the_reason_and_change_nothing() -> None:
+    other_frame, longer = [Text(5), Frame(3, 2), Frame(3, 2)], [Text(5), Frame(2, 3), Frame(2, 3)]
+    layout = SequenceLayout.frame_window([longer, longer, other_frame, [Text(5)]], 1)
+    cache = make_cache(layout)
+    done = cache.begin(layout.step([0], [0], [17]))
+    with pytest.raises(RuntimeError, match=r"tokens 0\.\.16 of sequence 0 are open"):
+        cache.fork(0, 1, 0)
+    cache.commit(done)
+    for targets, end, message in (
+        ([1], 18, r"end must be in 0\.\.17, what sequence 0 committed; got 18"),
+        ([1, 1], None, r"targets must be different sequences other than 0, got \[1, 1\]"),
+        ([0], None, r"targets must be different sequences other than 0, got \[0\]"),
+        ([1], 7, "fork at token 7 of sequence 0 lies inside a frame"),
+        ([2], 11, "sequences 0 and 2 differ in the positions of their first 11 tokens"),
+        ([3], 11, "sequence 3 has 5 tokens, fewer than the 11 to fork"),
+        ([4], None, r"sequence must be in 0\.\.3, got 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cache.fork(0, targets, end)
+        check_pages(cache)
+    cache.fork(0, 3, 5)
+    with pytest.raises(ValueError, match="sequence 3 holds 5 tokens; release it before a fork"):
+        cache.fork(0, 3, 5)
+
+
+def test_what_a_later_query_sees_is_not_evicted() -> None:
+    segments = [Text(5), *[Frame(2, 3)] * 4]
+    layout = SequenceLayout.frame_window([segments, segments], 2)
+    cache = make_cache(layout, page_size=4)
+    step = cache.begin(layout.step([0], [0], [23]))
+    with pytest.raises(RuntimeError, match=r"tokens 0\.\.22 of sequence 0 are open"):
+        cache.evict(0, 2)
+    run(cache, step, random_qkv(layout))
+    cache.commit(step)
+    with pytest.raises(
+        ValueError,
+        match=r"window_frames=1 and sink_frames=0 gives up tokens 5\.\.16 of sequence 0, which token 23 still",
+    ):
+        cache.evict(0, 1)
+    with pytest.raises(ValueError, match="window_frames"):
+        cache.evict(0, -1)
+    assert cache.evict(0, 2) == 2 and cache.evict(0, 2) == 0
+    assert len(cache.read(0, 0)[0]) == 5 + 12
+    with pytest.raises(ValueError, match="fork shares evicted tokens"):
+        cache.fork(0, 1, 17)
+    cache.fork(0, 1)
+
+
+@pytest.mark.parametrize("field", ["weights", "branch", "positions", "layout"])
+def test_every_field_of_the_key_is_compared(field: str) -> None:
+    segments = [[Text(3), Frame(2, 2)]]
+    layout = SequenceLayout.from_segments(segments)
+    cache = make_cache(layout, key={"weights": "abc", "branch": "guided"})
+    other = make_cache(
+        SequenceLayout.from_segments(segments, strides=(1, 1, 1)), key={"weights": "x", "branch": "plain"}
+    )
+    cache.check_key(cache.key)
+    with pytest.raises(ValueError, match=f"the cache was made with {field} .*, it cannot serve"):
+        cache.check_key({**cache.key, field: other.key[field]})
