@@ -1,4 +1,4 @@
-"""The README's example runs as it stands."""
+"""The README's examples run as they stand."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_python_example(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    result = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("(1, 32, 32, 3)") == 13
+def test_python_examples(tmp_path: Path) -> None:
+    printed = []
+    for example in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
+        result = subprocess.run(
+            [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        printed.append(result.stdout)
+    first, check = printed
+    assert first.count("(1, 32, 32, 3)") == 13
     assert (tmp_path / "three.mp4").stat().st_size > 0
+    assert re.search(r"gradients\s+20 examples", check)
 
 
 def test_commands_exist() -> None:
