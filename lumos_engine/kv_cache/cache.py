@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,29 +15,14 @@ from .evict import evicted_rows
 from .fork import check_fork
 from .key import key_fields, layout_fields, require_equal
 from .pages import PagePool
-from .plan import CachePlan, PagedKeys
+from .plan import CachePlan
+from .step import CacheStep, make_cache_step
 from .table import PageTable
 
 if TYPE_CHECKING:
     from ..layout import LayoutStep, SequenceLayout
 
-__all__ = ["CacheStep", "PagedKVCache"]
-
-
-@dataclass(frozen=True, eq=False)
-class CacheStep:
-    """One open range of tokens per sequence: what :meth:`PagedKVCache.begin` made of a ``LayoutStep``.
-
-    slots: int64 [tokens of the step], physical slots ``page * page_size + offset``. page_table: int32 [sequences of the
-    step, pages], -1 where no page is. key_tiles: all keys that the step may see, its own included. epochs: state of the
-    sequences that it belongs to; commit, rollback, release, fork and evict make it stale.
-    """
-
-    step: LayoutStep
-    slots: Tensor
-    page_table: Tensor
-    key_tiles: PagedKeys
-    epochs: tuple[int, ...]
+__all__ = ["PagedKVCache"]
 
 
 class PagedKVCache:
@@ -141,7 +125,9 @@ class PagedKVCache:
         for sequence, _, end in fresh:
             self._open[sequence] = end
         self._steps = {ranges: made for ranges, made in self._steps.items() if self._is_current(made)}
-        self._steps[ranges] = self._make_step(step)
+        self._steps[ranges] = make_cache_step(
+            self._plan, self._table, step, tuple(self._epoch[sequence] for sequence in step.sequences), self.device
+        )
         return self._steps[ranges]
 
     def write(self, layer: int, k: Tensor, v: Tensor, cache_step: CacheStep) -> None:
@@ -323,22 +309,6 @@ class PagedKVCache:
             raise RuntimeError(
                 "the cache step is no longer open: a sequence of it was committed, rolled back, forked, evicted or released"
             )
-
-    def _make_step(self, step: LayoutStep) -> CacheStep:
-        sequences = np.array(step.sequences, dtype=np.int64)
-        virtual = self._plan.virtual_slots[step.slots_in_layout.cpu()].numpy()
-        slots = self._table.slots(np.repeat(sequences, np.array(step.end) - np.array(step.begin)), virtual)
-        tiles = [
-            self._plan.key_tiles(sequence, end, self._table.lengths, position)
-            for position, (sequence, end) in enumerate(zip(step.sequences, step.end, strict=True))
-        ]
-        return CacheStep(
-            step,
-            torch.from_numpy(slots).to(self.device),
-            torch.from_numpy(self._table.pages[sequences]).to(self.device),
-            PagedKeys(torch.from_numpy(np.concatenate(tiles))),
-            tuple(self._epoch[sequence] for sequence in step.sequences),
-        )
 
     def _close(self, sequence: int, committed: int) -> None:
         self._committed[sequence] = self._open[sequence] = committed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -60,12 +61,17 @@ def test_cached_equals_recomputed(case: Inputs, data: st.DataObject, page_size: 
 def test_thirty_runs_give_the_same_bits(sample: Sample, isa: str) -> None:
     if sample.function in ("tube_mask", "paged_write") or sample.options.get("inplace"):
         pytest.skip("integers, or written in place: covered by its own tests")
-    arguments = sample.arguments(70)
     found = []
     for number in range(30):
+        arguments = list(sample.arguments(70))
+        leaves = [arguments[place].requires_grad_() for place in sample.leaves]
         with num_threads(1 + number % 4), poison.poisoned_outputs():
-            result = sample.call(arguments)
-            found.append([result] if isinstance(result, Tensor) else list(result))
+            result = sample.call(tuple(arguments))
+            results = [result] if isinstance(result, Tensor) else list(result)
+            if leaves:
+                differentiable = [x for x in results if x.requires_grad]
+                results += torch.autograd.grad([x.sum() for x in differentiable], leaves)
+        found.append([x.detach() for x in results])
     for other in found[1:]:
         for a, b in zip(other, found[0], strict=True):
             tolerances.assert_bitwise_equal(a, b)
