@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,17 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
     Raises:
         FileNotFoundError: no such file.
-        MediaError: not an image, truncated, or its header declares more than ``max_pixels`` pixels.
+        MediaError: not an image, truncated, or more than ``max_pixels`` pixels by its header or, at 8 bytes each, by
+            its size.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     file = check_media_file(path)
+    if file.stat().st_size > max_pixels * 8:
+        raise MediaError(f"{path} has {file.stat().st_size} bytes, at most {max_pixels * 8} are read")
     try:
-        with Image.open(file) as image:
+        # From memory: a file would set aside as many bytes as a damaged chunk claims to have.
+        with Image.open(BytesIO(file.read_bytes())) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise MediaError(f"{path} declares {width}x{height} pixels, at most {max_pixels} pixels are read")

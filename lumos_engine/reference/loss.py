@@ -14,33 +14,29 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, chunk_rows: int) -> Tensor:
-        losses, lses, kept = [], [], None
+        losses, kept = [], None
         for begin in range(0, len(rows), chunk_rows):
             chunk = slice(begin, begin + chunk_rows)
             logits = _logits(hidden, weight, rows[chunk])
-            lse = logits.logsumexp(-1)
-            losses.append(lse - logits.gather(-1, targets[chunk, None])[:, 0])
-            lses.append(lse)
+            losses.append(torch.nn.functional.cross_entropy(logits, targets[chunk], reduction="none"))
             kept = logits if len(rows) <= chunk_rows else None
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        empty = hidden.new_empty(0, dtype=dtype)
-        ctx.save_for_backward(hidden, weight, targets, rows, torch.cat(lses) if lses else empty, kept)
+        ctx.save_for_backward(hidden, weight, targets, rows, kept)
         ctx.chunk_rows = chunk_rows
-        return torch.cat(losses) if losses else empty
+        return torch.cat(losses) if losses else hidden.new_empty(0, dtype=dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, rows, lse, kept = ctx.saved_tensors
+        hidden, weight, targets, rows, kept = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        wide = lse.dtype  # sums over rows and chunks are kept in fp32 at least
+        wide = grad.dtype  # sums over rows and chunks are kept in fp32 at least
         grad_hidden = torch.zeros(hidden.shape, dtype=wide, device=hidden.device) if need_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if need_weight else None
         for begin in range(0, len(rows), ctx.chunk_rows):
             chunk = slice(begin, begin + ctx.chunk_rows)
             logits = _logits(hidden, weight, rows[chunk]) if kept is None else kept
-            grad_logits = logits - lse[chunk, None] if kept is not None else logits.sub_(lse[chunk, None])
-            grad_logits.exp_()
+            grad_logits = logits.softmax(-1)  # exp(logits - lse) would round at the size of the logits
             grad_logits.scatter_add_(1, targets[chunk, None], grad_logits.new_full((len(grad_logits), 1), -1.0))
             grad_logits.mul_(grad[chunk, None])
             grad_logits = grad_logits.to(hidden.dtype)

@@ -85,16 +85,11 @@ class Oracle:
             arguments = {**case.arguments, **case.options}
             grads = eager.block_attention_gradients(**arguments, grad=case.grads["out"], from_lse=True)
             for name, other in zip(self.leaves, grads, strict=True):
-                baseline[f"grad_{name}"] = _farther(baseline[f"grad_{name}"], other, exact[f"grad_{name}"])
+                baseline[f"grad_{name}"] = tolerances.farther(baseline[f"grad_{name}"], other, exact[f"grad_{name}"])
         return {
             name: (x.dtype, tolerances.error_bound(exact[name], x, x.dtype, self.terms(case, name)))
             for name, x in baseline.items()
         }
-
-
-def _farther(a: Tensor, b: Tensor, exact: Tensor) -> Tensor:
-    """Of each element, the one of ``a`` and ``b`` that is farther from ``exact``."""
-    return torch.where((a - exact).abs() > (b - exact).abs(), a, b)
 
 
 def _with_more_heads(case: Case, names: tuple[str, ...]) -> Case:

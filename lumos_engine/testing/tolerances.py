@@ -75,6 +75,11 @@ def error_bound(exact: Tensor, eager: Tensor, dtype: torch.dtype, terms: int = 1
     return EAGER_FACTOR * float((baseline - reference).abs().max()) + ULPS * math.sqrt(terms) * unit
 
 
+def farther(a: Tensor, b: Tensor, exact: Tensor) -> Tensor:
+    """Of each element, the one of ``a`` and ``b`` that is farther from ``exact``."""
+    return torch.where((a - exact).abs() > (b - exact).abs(), a, b)
+
+
 def assert_within_bound(actual: Tensor, exact: Tensor, eager: Tensor, name: str = "result", *, terms: int = 1) -> None:
     """Fail unless ``actual`` misses ``exact`` by at most ``error_bound``, and is infinite or NaN exactly where it is.
 
@@ -102,7 +107,7 @@ def assert_within(actual: Tensor, exact: Tensor, bound: float, name: str = "resu
 def _worst(actual: Tensor, exact: Tensor) -> Tensor:
     error = (actual.double() - exact.double()).abs().nan_to_num(nan=torch.inf)
     error = error.masked_fill(~exact.isfinite(), -1.0)
-    return torch.stack(torch.unravel_index(error.argmax(), error.shape))
+    return torch.stack(torch.unravel_index(error.argmax(), error.shape)) if error.dim() else error.new_empty(0)
 
 
 def assert_bitwise_equal(actual: Tensor, expected: Tensor, name: str = "result") -> None:

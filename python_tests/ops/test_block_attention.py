@@ -56,11 +56,6 @@ def with_more_heads(x: Tensor, factor: int, seed: int, order: str) -> Tensor:
     return strategies.in_order(torch.cat((x, more), 1), order)
 
 
-def farther(a: Tensor, b: Tensor, exact: Tensor) -> Tensor:
-    """Of each element, the one of ``a`` and ``b`` that is farther from ``exact``."""
-    return torch.where((a - exact).abs() > (b - exact).abs(), a, b)
-
-
 @given(case=strategies.attention_inputs(), scale=st.sampled_from([None, 0.3, -1.0, 0.0]), data=st.data())
 def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float | None, data: st.DataObject) -> None:
     layout, seed = case[0], data.draw(strategies.seeds()) // 2
@@ -74,12 +69,14 @@ def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float |
     baseline = with_gradients(q, k, v, grad, layout, scale=scale, eager=True)
     if q.dtype == torch.float32:
         second = eager.block_attention_gradients(q, k, v, layout, grad, scale=scale)
-        baseline[2:] = [farther(*x) for x in zip(baseline[2:], second, exact[2:], strict=True)]
+        baseline[2:] = [tolerances.farther(*x) for x in zip(baseline[2:], second, exact[2:], strict=True)]
     for level in ISAS:
         extension.set_cpu_isa(level)
         with poison.poisoned_outputs():
             actual = with_gradients(q, k, v, grad, layout, scale=scale)
         for name, *results in zip(NAMES, actual, exact, baseline, strict=True):
+            if level == "portable":  # products and sums are rounded, where eager torch fuses them
+                results[2] = results[1] + 2**0.5 * (results[2].double() - results[1])
             # Only fp32 gradients, sums over tokens, need the allowance: of few elements eager torch's error may be luck.
             lucky = q.dtype == torch.float32 and name.startswith("grad")
             terms = int(layout.cu_seqlens.diff().max()) if lucky else 1

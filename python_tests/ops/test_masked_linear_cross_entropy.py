@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import example as hypothesis_example
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,6 +20,7 @@ from lumos_engine.ops import loss
 from lumos_engine.ops._registry import view
 from lumos_engine.testing import eager, poison, strategies, tolerances
 
+Plain = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 ISAS = extension.available_isas()
 BACKENDS = ("cpu", "reference")
@@ -49,11 +52,16 @@ def example(dtype: torch.dtype = torch.float32, columns: int = 30) -> Case:
     )
 
 
-def with_gradients(case: Case, dtype: torch.dtype, plain: bool = False, **options: Any) -> dict[str, Tensor]:
+def by_rows(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+    each = zip(targets.split(1), rows.split(1), strict=True)
+    return torch.cat([eager.linear_cross_entropy(hidden, weight, *row) for row in each])
+
+
+def with_gradients(case: Case, dtype: torch.dtype, plain: Plain | None = None, **options: Any) -> dict[str, Tensor]:
     """Results and gradients of mean + sum of weighted rows."""
     hidden, weight = (t.detach().to(dtype).requires_grad_() for t in case[:2])
     if plain:
-        per_row = eager.linear_cross_entropy(hidden, weight, *case[2:])
+        per_row = plain(hidden, weight, *case[2:])
         mean = per_row.mean()
     else:
         mean, per_row = ops.masked_linear_cross_entropy(hidden, weight, *case[2:], **options)
@@ -64,15 +72,23 @@ def with_gradients(case: Case, dtype: torch.dtype, plain: bool = False, **option
 
 def assert_exact_as_promised(case: Case, actual: dict[str, Tensor], blocks: int, note: str = "") -> None:
     dtype, rows = case[0].dtype, len(case[3])
-    exact = with_gradients(case, torch.float64, plain=True)
-    baseline = with_gradients(case, dtype, plain=True)
+    exact = with_gradients(case, torch.float64, eager.linear_cross_entropy)
+    baseline = with_gradients(case, dtype, eager.linear_cross_entropy)
+    if dtype == torch.float32:  # of few rows eager torch's error may be luck, and other products round otherwise
+        second = with_gradients(case, dtype, by_rows)
+        baseline = {name: tolerances.farther(baseline[name], second[name], exact[name]) for name in exact}
     for name, result in actual.items():
         # Gradients sum over rows, that of hidden over rounded blocks too; the loss is a difference of sums.
         terms = {"dweight": 4 * rows, "dhidden": 4 * rows * blocks}.get(name, 16)
         tolerances.assert_within_bound(result, exact[name], baseline[name], f"{name}{note}", terms=terms)
 
 
+# exp(logit - lse) in place of softmax: the gradient of the weight missed by the rounding of a logit times hidden.
+SHARP = torch.tensor([[46.2299]]), torch.tensor([[0.6614], [0.2669], [0.0617], [0.6213], [-0.4519]])
+
+
 @given(cases(), st.sampled_from([2**24, 1, 20 * 512, 100]), st.sampled_from(BACKENDS))
+@hypothesis_example((*SHARP, torch.tensor([4, 4]), torch.tensor([0, 0])), 2**24, "reference")
 def test_loss_and_gradients_are_as_exact_as_promised(case: Case, max_logits: int, backend: str) -> None:
     for level in ISAS if backend == "cpu" else ISAS[-1:]:
         extension.set_cpu_isa(level)
@@ -102,9 +118,7 @@ def test_extreme_logits(dtype: torch.dtype, backend: str) -> None:
     expected = torch.stack((half, half, 2 * top + half, 2 * top + half, all_equal))
     leaf = hidden.requires_grad_()
     _, per_row = ops.masked_linear_cross_entropy(leaf, weight, targets, rows, max_logits=1, backend=backend)
-    # The reference subtracts lse and logit after lse was rounded at the size of the logits.
-    atol = tolerances.CLOSED_FORM["atol"] if backend == "cpu" else tolerances.ulp(torch.float32, 1e4)
-    torch.testing.assert_close(per_row, expected, rtol=tolerances.CLOSED_FORM["rtol"], atol=atol)
+    torch.testing.assert_close(per_row, expected, **tolerances.CLOSED_FORM)
     grad = torch.autograd.grad(per_row[:2].sum(), leaf)[0]
     torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=10 * tolerances.ulp(torch.float32, 1e4))
 

@@ -87,6 +87,13 @@ def test_any_damage(ask: Ask, tmp_path: Path, suffix: str, data: st.DataObject) 
     ask(path, **options)
 
 
+def test_a_chunk_that_claims_gigabytes(ask: Ask, tmp_path: Path) -> None:
+    path, content = tmp_path / "a.png", bytearray(GOOD[".png"])
+    content[content.index(b"IDAT") - 4] = 0xFF
+    path.write_bytes(content)
+    assert ask(path) == {"shape": [32, 48, 3]}, "all that the picture needs is there"
+
+
 def test_names_that_are_not_unicode(ask: Ask, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     assert b"VideoHandler" in GOOD[".mp4"] and b"Lavf" in GOOD[".mp4"]
