@@ -12,10 +12,16 @@ namespace lumos {
 #define LUMOS_OP(name) void register_##name(pybind11::module_& module);
 #include "bindings/ops.def"
 #undef LUMOS_OP
+#ifdef LUMOS_PTXVM
+#define LUMOS_MODULE _C_ptxvm
+void register_ptxvm(pybind11::module_& module);
+#else
+#define LUMOS_MODULE _C
+#endif
 
 }  // namespace lumos
 
-PYBIND11_MODULE(_C, module, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(LUMOS_MODULE, module, pybind11::mod_gil_not_used()) {
   module.doc() = "C++ operations of lumos_engine. Use lumos_engine.ops: it checks arguments and says what is wrong.";
   module.def("available_isas", [] {
     std::vector<std::string> names;
@@ -27,4 +33,7 @@ PYBIND11_MODULE(_C, module, pybind11::mod_gil_not_used()) {
 #define LUMOS_OP(name) lumos::register_##name(module);
 #include "bindings/ops.def"
 #undef LUMOS_OP
+#ifdef LUMOS_PTXVM
+  lumos::register_ptxvm(module);
+#endif
 }
