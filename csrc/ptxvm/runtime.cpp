@@ -272,10 +272,8 @@ int cudaSetDevice(int device) {
 
 int cudaDeviceGetAttribute(int* value, int attribute, int device) {
   if (device < 0 || device >= kNumDevices) return remember(kInvalidDevice);
-  const auto found = kDeviceAttributes.find(attribute);
-  if (found == kDeviceAttributes.end()) return remember(kInvalidValue);
-  *value = found->second;
-  return kSuccess;
+  *value = device_attribute(attribute);
+  return *value < 0 ? remember(kInvalidValue) : kSuccess;
 }
 
 }  // extern "C"
