@@ -52,7 +52,8 @@ struct NamedDecoder {
 };
 
 // One table a file of operations, each ended by {nullptr, nullptr}.
-extern const NamedDecoder kIntegerDecoders[];  // ops_integer.cpp: add ... for integers and the bit operations
+extern const NamedDecoder kIntegerDecoders[];  // ops_integer.cpp: add ... for integers
+extern const NamedDecoder kBitDecoders[];      // ops_bits.cpp: logic, shifts, fields, counts, prmt
 extern const NamedDecoder kFloatDecoders[];  // ops_float.cpp: f32, f64, f16, bf16 and packed arithmetic, approximations
 extern const NamedDecoder kConvertDecoders[];  // ops_convert.cpp: cvt, and cvt.pack
 extern const NamedDecoder kMoveDecoders[];     // ops_move.cpp: mov, cvta, isspacep, setp, set, selp, slct
