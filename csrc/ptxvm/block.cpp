@@ -68,6 +68,8 @@ Block::Block(const Kernel& kernel, const std::vector<Inst>& code, const LaunchCo
   }
   memory.num_warps = num_warps;
   memory.local_bytes = kernel.local_bytes;
+  memory.local.resize(size_t{num_warps} * kLanes * kernel.local_bytes);
+  memory.local_written.resize(memory.local.size());
   memory.counters = options().count_traffic ? counters : nullptr;
 }
 
@@ -78,8 +80,12 @@ uint32_t Block::initial_lanes_(int warp) const {
 
 void Block::start(int64_t linear_index, GlobalRaces* races) {
   index = position(linear_index, config.grid);
-  memory.start(kernel.static_shared_bytes + config.dynamic_shared_bytes, kernel.shared_granule_bytes,
-               options().check_races, linear_index, races);
+  memory.block_index = linear_index;
+  memory.global_races = races;
+  if (races) races->begin_block(memory.order, linear_index);
+  memory.shared.reset(kernel.static_shared_bytes + config.dynamic_shared_bytes, memory.num_warps, kernel.shared_granule,
+                      options().check_races);
+  std::fill(memory.local_written.begin(), memory.local_written.end(), 0);
   for (Barrier& barrier : barriers) barrier = {};
   for (Warp& warp : warps) {
     for (const auto& [name, row] : kernel.specials) {
@@ -112,7 +118,7 @@ bool Block::run(Schedule* schedule, uint64_t quantum) {
       if (schedule->permute) break;
     }
     if (!any_live) {
-      memory.end_of_block();
+      memory.shared.end_of_kernel();
       return true;
     }
     if (!any_ran) report_deadlock();

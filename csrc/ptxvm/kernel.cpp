@@ -13,7 +13,7 @@ void place(const std::vector<Variable>& variables, Space space, int64_t* end, Sy
     for (const Variable& variable : variables) {
       if (variable.dynamic != dynamic) continue;
       const int64_t begin = aligned(*end, dynamic ? std::max<int64_t>(variable.align, 16) : variable.align);
-      (*symbols)[variable.name] = {space, static_cast<uint64_t>(begin)};
+      (*symbols)[variable.name] = {space, static_cast<uint64_t>(begin), 0};
       *end = dynamic ? std::max(*end, begin) : begin + variable.num_bytes;
     }
   }
@@ -39,16 +39,6 @@ std::vector<Variable> used_shared(const Program& program, const Function& functi
     }
   }
   return used;
-}
-
-int narrowest_shared_access(const Function& function) {
-  int granule = 4;
-  for (const Instruction& i : function.instructions) {
-    const bool accesses = i.name == "ld" || i.name == "st" || i.name == "atom" || i.name == "red";
-    if (!accesses || i.has("global") || i.has("param") || i.has("const") || i.has("local")) continue;
-    granule = std::min(granule, std::max(1, size_bytes(i.type())));
-  }
-  return granule;
 }
 
 class KernelRows : public Rows {
@@ -138,7 +128,7 @@ class KernelRows : public Rows {
 }  // namespace
 
 Kernel::Kernel(const Program& program, const Function& source, const Symbols& module_symbols)
-    : name(source.name), function(source), files(program.files) {
+    : name(source.name), function(source), files(program.files), variables(module_symbols) {
   inline_calls(program, &function);
   Symbols symbols = module_symbols;
   int64_t end = 0;
@@ -150,14 +140,13 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
   parameters.resize(end);  // never moved from here on: its addresses are constants
   for (size_t i = 0; i < function.params.size(); ++i) {
     const auto address = reinterpret_cast<uint64_t>(parameters.data()) + parameter_places[i].first;
-    symbols[function.params[i].name] = {Space::param, address};
+    symbols[function.params[i].name] = {Space::param, address, 0};
   }
   int64_t shared_end = kSharedBegin, local_end = 0;
   place(used_shared(program, function), Space::shared, &shared_end, &symbols);
   place(function.local, Space::local, &local_end, &symbols);
   static_shared_bytes = static_cast<uint32_t>(shared_end - kSharedBegin);
   local_bytes = static_cast<uint32_t>(aligned(local_end, 16));
-  shared_granule_bytes = narrowest_shared_access(function);
 
   const Allocation allocation = allocate(function, 64);  // row 0 stands for none
   num_rows = allocation.num_rows;
@@ -198,6 +187,8 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
   exit.index = static_cast<int32_t>(code.size());
   code.push_back(exit);
   function.instructions.push_back({"exit", {}, {}, -1, false, {}});
+  shared_granule = shared_granule_bytes(code);
+  global_granule = global_granule_bytes(code);
   for (uint32_t row : allocation.tracked) {
     if (row) tracked_rows.push_back(row);
   }

@@ -94,12 +94,19 @@ void launch(Kernel& kernel, const LaunchConfig& config, const void* const* argum
     const auto [offset, num_bytes] = kernel.parameter_places[i];
     std::memcpy(kernel.parameters.data() + offset, arguments[i], num_bytes);
   }
+  for (const auto& [name, variable] : kernel.variables) {
+    const auto* begin = reinterpret_cast<const void*>(variable.address);
+    if (!find_buffer(variable.address, variable.num_bytes, 0)) {
+      add_buffer(begin, variable.num_bytes, name, variable.space == Space::global);
+    }
+  }
   set_parameter_range(kernel.parameters.data(), kernel.parameters.size());
   const auto begin = std::chrono::steady_clock::now();
   const std::vector<Inst> code = code_of(kernel);
   std::vector<Counter> counters(code.size());
   const int64_t num_blocks = int64_t{config.grid.x} * config.grid.y * config.grid.z;
-  GlobalRaces races;
+  GlobalRaces races(kernel.global_granule);
+  clear_histories();
   GlobalRaces* const checked = options().check_races && num_blocks > 1 ? &races : nullptr;
 
   Schedule schedule{options().seed, options().permute};
