@@ -129,13 +129,18 @@ void map(Warp& warp, const Inst& inst, uint32_t mask) {
 
 // The function on each half of packed operands: T of 16 bits.
 template <class F, class T>
-struct Packed {
+class Packed {
+ public:
+  explicit Packed(const Inst& inst) : f_(function_of<F>(inst)) {}
   template <class... A>
   uint32_t operator()(A... packed) const {
-    const uint32_t low = bits_as<uint16_t>(T(F()(bits_as<T>(static_cast<uint16_t>(packed))...)));
-    const uint32_t high = bits_as<uint16_t>(T(F()(bits_as<T>(static_cast<uint16_t>(packed >> 16))...)));
+    const uint32_t low = bits_as<uint16_t>(T(f_(bits_as<T>(static_cast<uint16_t>(packed))...)));
+    const uint32_t high = bits_as<uint16_t>(T(f_(bits_as<T>(static_cast<uint16_t>(packed >> 16))...)));
     return low | high << 16;
   }
+
+ private:
+  F f_;
 };
 
 // A list of types: those that an opcode exists for.
