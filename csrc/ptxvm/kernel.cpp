@@ -41,6 +41,20 @@ std::vector<Variable> used_shared(const Program& program, const Function& functi
   return used;
 }
 
+// Bytes of the narrowest access to `space`, at most 4; accesses without a space may go anywhere.
+uint32_t narrowest_access(const Function& function, const std::string& space) {
+  int bytes = 4;
+  for (const Instruction& i : function.instructions) {
+    if (i.name != "ld" && i.name != "st" && i.name != "atom" && i.name != "red") continue;
+    bool elsewhere = false;
+    for (const char* other : {"global", "shared", "param", "const", "local"}) {
+      elsewhere = elsewhere || (space != other && i.has(other));
+    }
+    if (!elsewhere) bytes = std::min(bytes, std::max(1, size_bytes(i.type())));
+  }
+  return bytes;
+}
+
 class KernelRows : public Rows {
  public:
   KernelRows(Kernel* kernel, const Symbols& symbols, const Allocation& allocation)
@@ -169,12 +183,13 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
     Tracked uses;
     const RegisterUse use = register_use(instruction);
     for (int reg : use.reads) {
-      if (allocation.tracked[reg]) uses.reads.push_back(allocation.tracked[reg]);
+      if (allocation.tracked[reg] && reg != instruction.guard) uses.reads.push_back(allocation.tracked[reg]);
     }
     for (int reg : use.writes) {
       if (allocation.tracked[reg]) uses.writes.push_back(allocation.tracked[reg]);
     }
-    if (!uses.reads.empty() || !uses.writes.empty()) {
+    if (instruction.guard >= 0) uses.guard = allocation.tracked[instruction.guard];
+    if (uses.guard || !uses.reads.empty() || !uses.writes.empty()) {
       uses.propagates = instruction.name == "mov" || instruction.name == "selp";
       inst.tracked = static_cast<int32_t>(tracked.size());
       tracked.push_back(std::move(uses));
@@ -187,8 +202,8 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
   exit.index = static_cast<int32_t>(code.size());
   code.push_back(exit);
   function.instructions.push_back({"exit", {}, {}, -1, false, {}});
-  shared_granule = shared_granule_bytes(code);
-  global_granule = global_granule_bytes(code);
+  shared_granule = narrowest_access(function, "shared");
+  global_granule = narrowest_access(function, "global");
   for (uint32_t row : allocation.tracked) {
     if (row) tracked_rows.push_back(row);
   }

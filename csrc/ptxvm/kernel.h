@@ -25,6 +25,7 @@ using Symbols = std::unordered_map<std::string, Symbol>;
 // Registers of one instruction that may not be set: the rows that say in which lanes they are.
 struct Tracked {
   std::vector<uint32_t> reads, writes;
+  uint32_t guard = 0;       // of the predicate that guards it; 0 = surely set
   bool propagates = false;  // mov and selp hand "not set" on; everything else must not read it
 };
 

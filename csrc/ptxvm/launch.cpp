@@ -11,8 +11,8 @@
 namespace lumos::ptxvm {
 namespace {
 
-constexpr uint32_t kMaxSharedBytes = 227 * 1024;
-constexpr uint64_t kBlockQuantum = 1 << 16;  // warp instructions of a block before another resident one runs
+constexpr uint32_t kMaxSharedBytes = 163 * 1024;  // of sm_80
+constexpr uint64_t kBlockQuantum = 1 << 16;       // warp instructions of a block before another resident one runs
 constexpr uint64_t kPermutedBlockQuantum = 256;
 
 void check(const Kernel& kernel, const LaunchConfig& config) {
@@ -50,7 +50,7 @@ std::vector<Inst> code_of(const Kernel& kernel) {
 
 LaunchRecord record_of(const Kernel& kernel, const LaunchConfig& config, const std::vector<Counter>& counters,
                        double seconds) {
-  LaunchRecord record{kernel.name, config, kernel.static_shared_bytes, seconds, {}};
+  LaunchRecord record{kernel.name, config, kernel.static_shared_bytes, seconds, {}, {}};
   std::map<std::pair<std::pair<int, int>, Class>, LineCounter> lines;
   for (size_t i = 0; i < counters.size(); ++i) {
     if (!counters[i].instructions) continue;
@@ -68,6 +68,9 @@ LaunchRecord record_of(const Kernel& kernel, const LaunchConfig& config, const s
     line.counter.ideal_wavefronts += counters[i].ideal_wavefronts;
   }
   for (auto& [key, line] : lines) record.lines.push_back(std::move(line));
+  for (const Synchronisation& s : synchronisations(kernel)) {
+    record.synchronisations.push_back({s.index, counters[s.index].instructions});
+  }
   return record;
 }
 
