@@ -24,6 +24,7 @@ DTYPES: dict[str, Any] = {
     "bf16": np.dtype(np.uint16),
     **{f"{part}x2": np.dtype(np.uint32) for part in ("u16", "s16", "f16", "bf16")},
 }
+LINE = 7  # of the instruction of module_of
 _HEADER = ".version 9.0\n.target sm_80\n.address_size 64\n"
 
 
@@ -54,6 +55,13 @@ def run_lines(lines: str, results: Sequence[Any], *operands: np.ndarray) -> list
         kept = np.where(active[:, None], every.reshape(-1, width), old.reshape(-1, width))
         np.testing.assert_array_equal(some.reshape(-1, width), kept, err_msg=f"{lines}: lanes that are not active")
     return [a.view(d)[:count] for a, d in zip(after["all"], results, strict=True)]
+
+
+def module_of(line: str) -> Module:
+    """A kernel of one instruction, which may name registers ``%p0, %rs0, %r0, %f0, %rd0, %fd0, ...``; it stands on line ``LINE``."""
+    kinds = {"p": "pred", "rs": "b16", "r": "b32", "f": "f32", "rd": "b64", "fd": "f64"}
+    declared = " ".join(f".reg .{kind} %{name}<8>;" for name, kind in kinds.items())
+    return Module(f"{_HEADER}.visible .entry kernel()\n{{\n{declared}\n{line}\nret;\n}}\n")
 
 
 def _kernel(name: str, lines: str, results: Sequence[Any], arrays: Sequence[np.ndarray]) -> str:
