@@ -1,6 +1,7 @@
 // Functions of floating-point lanes that several formats share. The approximations are within about one ulp of float.
 #pragma once
 
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -44,6 +45,22 @@ inline void decode_same(const Decoding& d, int arity, Class cls, Handler handler
   if (arity == 1) decode_operands(d, {type, type});
   if (arity == 2) decode_operands(d, {type, type, type});
   if (arity == 3) decode_operands(d, {type, type, type, type});
+}
+
+// Directed roundings are the host's own: the handler runs between two changes of the rounding mode. What it computes
+// comes from rows of the warp and goes to one, so that nothing moves across these calls.
+template <Handler kHandler>
+void directed(Warp& warp, const Inst& inst, uint32_t mask) {
+  std::fesetround(static_cast<int>(inst.aux >> 32));
+  kHandler(warp, inst, mask);
+  std::fesetround(FE_TONEAREST);
+}
+
+// Tells directed() the mode; false if it is the one to nearest, which needs no change.
+inline bool set_rounding_mode(const Decoding& d) {
+  const int mode = d.has("rz") ? FE_TOWARDZERO : d.has("rm") ? FE_DOWNWARD : d.has("rp") ? FE_UPWARD : FE_TONEAREST;
+  d.out.aux |= static_cast<uint64_t>(mode) << 32;
+  return mode != FE_TONEAREST;
 }
 
 struct Sum {

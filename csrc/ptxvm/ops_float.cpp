@@ -1,10 +1,5 @@
 // Arithmetic of f32 and f64, and the approximations.
-//
-// Directed roundings are the host's own: the handler of the operation runs between two changes of the rounding mode.
-// What it computes comes from rows of the warp and goes to one, so that nothing moves across these calls.
-#include <cfenv>
 #include <cmath>
-#include <cstring>
 
 #include "ptxvm/float_functions.h"
 #include "ptxvm/lanes.h"
@@ -86,19 +81,6 @@ struct SinglePrecision {
   }
 };
 
-template <Handler kHandler>
-void directed(Warp& warp, const Inst& inst, uint32_t mask) {
-  std::fesetround(static_cast<int>(inst.aux));
-  kHandler(warp, inst, mask);
-  std::fesetround(FE_TONEAREST);
-}
-
-// Tells the handler of directed() the rounding mode; false if there is none but the nearest.
-bool is_directed(const Decoding& d) {
-  d.out.aux = d.has("rz") ? FE_TOWARDZERO : d.has("rm") ? FE_DOWNWARD : d.has("rp") ? FE_UPWARD : FE_TONEAREST;
-  return d.out.aux != FE_TONEAREST;
-}
-
 template <class F, int kArity, bool kSaturates>
 Handler single_handler(const Decoding& d) {
   static constexpr Handler kHandlers[2][2] = {{kMapSame<SinglePrecision<F, false, false>, float, kArity>,
@@ -107,7 +89,7 @@ Handler single_handler(const Decoding& d) {
                                                kMapSame<SinglePrecision<F, true, kSaturates>, float, kArity>}};
   static constexpr Handler kDirected[2][2] = {{directed<kHandlers[0][0]>, directed<kHandlers[0][1]>},
                                               {directed<kHandlers[1][0]>, directed<kHandlers[1][1]>}};
-  return (is_directed(d) ? kDirected : kHandlers)[d.has("sat")][d.has("ftz")];
+  return (set_rounding_mode(d) ? kDirected : kHandlers)[d.has("sat")][d.has("ftz")];
 }
 
 // Operations that round correctly.
@@ -120,7 +102,7 @@ void decode_exact(const Decoding& d) {
   if (d.type() != Type::f64) d.unknown();
   d.allow({"rn", "rz", "rm", "rp"});
   constexpr Handler kHandler = kMapSame<F, double, kArity>;
-  decode_same(d, kArity, Class::fp64, is_directed(d) ? directed<kHandler> : kHandler);
+  decode_same(d, kArity, Class::fp64, set_rounding_mode(d) ? directed<kHandler> : kHandler);
 }
 
 template <class F, int kArity>
