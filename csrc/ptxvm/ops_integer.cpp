@@ -104,9 +104,15 @@ struct SumOfDifference {
 struct Divide {
   template <class T>
   T operator()(T a, T b) const {
-    if (b == 0) return static_cast<T>(-1);
-    if (std::is_signed_v<T> && b == static_cast<T>(-1)) return Subtract()(T{0}, a);  // the least value has no negative
-    return static_cast<T>(a / b);
+    if constexpr (sizeof(T) == 8) {
+      if (b == 0) return static_cast<T>(-1);
+      if (std::is_signed_v<T> && b == static_cast<T>(-1)) return Subtract()(T{0}, a);  // 2**63 has no place
+      return a / b;
+    } else {
+      // Quotients of doubles are vectors, and exact: they come no closer to the next integer than 2**-32 of their size.
+      const double quotient = static_cast<double>(a) / static_cast<double>(b ? b : T{1});
+      return b ? static_cast<T>(static_cast<int64_t>(quotient)) : static_cast<T>(-1);
+    }
   }
 };
 
