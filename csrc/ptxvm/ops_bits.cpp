@@ -272,8 +272,8 @@ void decode_cnot(const Decoding& d) {
 void decode_lop3(const Decoding& d) {
   d.allow({"and", "or"});
   const std::vector<Operand>& operands = d.source.operands;
-  const bool with_predicate = d.source.modifiers.size() == 2;
-  if (d.source.modifiers.size() > 2 || d.type() != Type::b32) d.unknown();
+  const bool with_predicate = d.has("and") || d.has("or");
+  if (d.source.modifiers.size() != (with_predicate ? 2 : 1) || d.type() != Type::b32) d.unknown();
   if (operands.size() != (with_predicate ? 6 : 5)) d.wrong("wrong number of operands");
   const Operand& table = operands[4];
   if (table.kind != Operand::Kind::integer || table.bits < 0 || table.bits > 255) {

@@ -225,7 +225,7 @@ template <class F>
 bool decode_packed(const Decoding& d) {
   const bool is_unsigned = d.has("u16x2");
   if (!is_unsigned && !d.has("s16x2")) return false;
-  if (d.type() != Type::none) d.unknown();
+  if (d.type() != Type::none || (is_unsigned && d.has("s16x2"))) d.unknown();
   d.out.run = is_unsigned ? map<Packed<F, uint16_t>, uint32_t, uint32_t, uint32_t>
                           : map<Packed<F, int16_t>, uint32_t, uint32_t, uint32_t>;
   decode_operands(d, {Type::b32, Type::b32, Type::b32});
