@@ -51,18 +51,23 @@ def array(numbers: list[int], bits: int) -> np.ndarray:
     return np.array([number & (1 << bits) - 1 for number in numbers], f"u{bits // 8}")
 
 
+def word(name: str) -> np.dtype:
+    """What holds the bits of values of a PTX type."""
+    return np.dtype(f"u{np.dtype(DTYPES[name]).itemsize}")
+
+
 def float_values(name: str, seed: int) -> np.ndarray:
     """Bits, some of them of values near integers and near the ends of the integer types."""
-    form = FORMATS[name]
     ends = [
-        sign * (2**e + step) for e in (7, 8, 15, 16, 31, 32, 63, 64) for sign in (1, -1) for step in (-1, -0.5, 0, 0.5)
+        sign * (2.0**e + step)
+        for e in (7, 8, 15, 16, 31, 32, 63, 64)
+        for sign in (1, -1)
+        for step in (-1, -0.5, 0, 0.5)
     ]
-    halves = [i / 4 for i in range(-1030, 1030)]
-    near = [f(x, math.inf) for x in halves[:600] + ends for f in (math.nextafter, lambda x, y: math.nextafter(x, -y))]
-    chosen = [convert(x, form, rounding) for x in ends + halves + near for rounding in ("rz", "rn")]
-    return np.concatenate(
-        [np.array(chosen, bits_of(np.empty(0, DTYPES[name])).dtype), *float_operands(name, 1, seed, 512)]
-    )
+    chosen = ends + [i / 4 for i in range(-300, 300)]
+    chosen += [math.nextafter(x, towards) for x in chosen for towards in (math.inf, -math.inf)]
+    bits = [convert(x, FORMATS[name], rounding) for x in chosen for rounding in ("rm", "rp")]
+    return np.unique(np.concatenate([np.array(bits, word(name)), *float_operands(name, 1, seed, 512)]))
 
 
 @pytest.mark.parametrize("source", INTEGERS)
@@ -91,9 +96,7 @@ def test_integers_to_floats(result: str, source: str) -> None:
     x = values(source, seed=1, count=1024)
     narrow = x.astype(np.int64 if source[0] == "s" else np.uint64).astype(f"u{max(2, x.dtype.itemsize)}")
     for rounding in ROUNDINGS:
-        want = np.array(
-            [encoded((number, 0), form, rounding) for number in x.tolist()], f"u{np.dtype(DTYPES[result]).itemsize}"
-        )
+        want = np.array([encoded((number, 0), form, rounding) for number in x.tolist()], word(result))
         check_bits(f"cvt.{rounding}.{result}.{source}", result, [narrow], want)
         if source == "s16":  # a register wider than the type, with other bits above it
             check_bits(f"cvt.{rounding}.{result}.{source}", result, [narrow | np.uint64(0xABCD << 16)], want)
@@ -170,9 +173,7 @@ NARROWER = [
 
 def narrowed(source: str, result: str, rounding: str, x: np.ndarray) -> np.ndarray:
     form = FORMATS[result]
-    return np.array(
-        [convert(n, form, rounding) for n in doubles(source, x).tolist()], bits_of(np.empty(0, DTYPES[result])).dtype
-    )
+    return np.array([convert(n, form, rounding) for n in doubles(source, x).tolist()], word(result))
 
 
 def without_negative(result: str, bits: np.ndarray) -> np.ndarray:
@@ -182,17 +183,10 @@ def without_negative(result: str, bits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("source", "result"), NARROWER, ids=str)
 def test_floats_to_narrower_floats(source: str, result: str) -> None:
     # Values of the narrower type and their neighbours in the wider one, among them those half-way between.
-    near = np.array([convert(n, FORMATS[source], "rn") for n in doubles(result, float_values(result, seed=4)).tolist()])
+    near = narrowed(result, source, "rn", float_values(result, seed=4))
     half = 1 << max(FORMATS[source].mantissa_bits - FORMATS[result].mantissa_bits - 1, 0)
-    x = np.concatenate(
-        [
-            float_values(source, seed=5),
-            *(
-                (near + step).astype(f"u{size(source.lstrip('b')) // 8}")
-                for step in (-1, 0, 1, half - 1, half, half + 1)
-            ),
-        ]
-    )
+    steps = np.array([-1, 0, 1, half - 1, half, half + 1]).astype(near.dtype)
+    x = np.unique(np.concatenate([float_values(source, seed=5), *(near + step for step in steps)]))
     for rounding in ROUNDINGS:
         want = narrowed(source, result, rounding, x)
         check_bits(f"cvt.{rounding}.{result}.{source}", result, [x], want)
