@@ -15,6 +15,7 @@ class Rows {
   virtual uint32_t of_constant(uint64_t bits,
                                int row_bytes) = 0;           // 4: row of uint32_t, 8: row of uint64_t, 1: predicate
   virtual uint32_t of_special(const std::string& name) = 0;  // 0 if there is none of that name
+  virtual uint64_t address_of(const std::string& name) = 0;  // of a variable, in its space
   virtual uint32_t of_symbol(const std::string& name) = 0;  // row of uint64_t: the address in the space of the variable
   virtual uint32_t scratch(int row_bytes) = 0;              // a row that nobody reads, for the sink _
   virtual int symbol_space(const std::string& name) = 0;    // Space of memory.h
@@ -51,7 +52,8 @@ struct NamedDecoder {
 };
 
 // One table a file of operations, each ended by {nullptr, nullptr}.
-extern const NamedDecoder kIntegerDecoders[];  // ops_integer.cpp: add ... for integers and the bit operations
+extern const NamedDecoder kIntegerDecoders[];  // ops_integer.cpp: add ... for integers
+extern const NamedDecoder kBitDecoders[];      // ops_bits.cpp: logic, shifts, fields, counts, prmt
 extern const NamedDecoder kFloatDecoders[];  // ops_float.cpp: f32, f64, f16, bf16 and packed arithmetic, approximations
 extern const NamedDecoder kConvertDecoders[];  // ops_convert.cpp: cvt, and cvt.pack
 extern const NamedDecoder kMoveDecoders[];     // ops_move.cpp: mov, cvta, isspacep, setp, set, selp, slct
