@@ -5,7 +5,8 @@ Each opcode runs twice: in full warps, and in warps of which a random part is ac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,16 @@ import torch
 from lumos_engine.testing.emulation import Module
 
 THREADS = 128  # of a block
+# What holds values of a PTX type.
+DTYPES: dict[str, Any] = {
+    "pred": np.bool_,
+    **{f"{kind}{bits}": np.dtype(f"u{bits // 8}") for kind in "bu" for bits in (8, 16, 32, 64)},
+    **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"f{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
+    "bf16": np.dtype(np.uint16),
+    **{f"{part}x2": np.dtype(np.uint32) for part in ("u16", "s16", "f16", "bf16")},
+}
+LINE = 7  # of the instruction of module_of
 _HEADER = ".version 9.0\n.target sm_80\n.address_size 64\n"
 
 
@@ -44,6 +55,13 @@ def run_lines(lines: str, results: Sequence[Any], *operands: np.ndarray) -> list
         kept = np.where(active[:, None], every.reshape(-1, width), old.reshape(-1, width))
         np.testing.assert_array_equal(some.reshape(-1, width), kept, err_msg=f"{lines}: lanes that are not active")
     return [a.view(d)[:count] for a, d in zip(after["all"], results, strict=True)]
+
+
+def module_of(line: str) -> Module:
+    """A kernel of one instruction, which may name registers ``%p0, %rs0, %r0, %f0, %rd0, %fd0, ...``; it stands on line ``LINE``."""
+    kinds = {"p": "pred", "rs": "b16", "r": "b32", "f": "f32", "rd": "b64", "fd": "f64"}
+    declared = " ".join(f".reg .{kind} %{name}<8>;" for name, kind in kinds.items())
+    return Module(f"{_HEADER}.visible .entry kernel()\n{{\n{declared}\n{line}\nret;\n}}\n")
 
 
 def _kernel(name: str, lines: str, results: Sequence[Any], arrays: Sequence[np.ndarray]) -> str:
@@ -87,8 +105,59 @@ def _kernel(name: str, lines: str, results: Sequence[Any], arrays: Sequence[np.n
     return f".visible .entry {name}({parameters})\n{{\n{text}\n}}\n"
 
 
-def integers(dtype: Any, seed: int, count: int = 8192) -> np.ndarray:
-    """Half of them corner cases (zero, ones, extremes, powers of two and their neighbours), half random of random magnitude."""
+def operands(*types: str, seed: int = 0, count: int = 8192) -> list[np.ndarray]:
+    """Arrays of values of these PTX types: first each combination of a few corner cases, then random ones."""
+    arrays = [values(t, seed + i, count) for i, t in enumerate(types)]
+    for array, corners in zip(arrays, zip(*itertools.product(*map(_corners, types)), strict=True), strict=True):
+        array[: len(corners)] = corners
+    return arrays
+
+
+def values(type_name: str, seed: int, count: int = 8192) -> np.ndarray:
+    """Random values of a PTX type: half of them or more are corner cases, or close to one."""
+    if type_name == "pred":
+        return np.random.default_rng(seed).integers(0, 2, count).astype(np.bool_)
+    if type_name.endswith("x2"):
+        halves = [values(type_name[:-2], 2 * seed + half, count) for half in (0, 1)]
+        return np.stack(halves, axis=-1).view(np.uint32)[:, 0]
+    if type_name == "bf16":
+        return (_floats(np.float32, seed, count).view(np.uint32) >> 16).astype(np.uint16)
+    dtype = DTYPES[type_name]
+    return _floats(dtype, seed, count) if np.dtype(dtype).kind == "f" else _integers(dtype, seed, count)
+
+
+def _corners(type_name: str) -> np.ndarray:
+    if type_name == "pred":
+        return np.array([False, True])
+    if type_name.endswith("x2"):
+        halves = _corners(type_name[:-2])
+        return np.stack([halves, halves[::-1]], axis=-1).view(np.uint32)[:, 0]
+    if type_name == "bf16":
+        return (_corners("f32").view(np.uint32) >> 16).astype(np.uint16)
+    dtype = DTYPES[type_name]
+    if np.dtype(dtype).kind == "f":
+        return np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan], dtype)
+    info = np.iinfo(dtype)
+    return np.array([0, 1, 2, info.max // 2 if info.min == 0 else -1, info.min, info.max], dtype)
+
+
+def check(opcode: str, result: str, types: Sequence[str], expected: Callable[..., int]) -> None:
+    """``opcode`` yields the bits of ``expected`` (of Python's numbers) on operands of these types, bit for bit."""
+    arrays = operands(*types)
+    got = run(opcode, DTYPES[result], *arrays)
+    bits = f"u{got.dtype.itemsize}"
+    mask = (1 << 8 * got.dtype.itemsize) - 1
+    tuples = list(zip(*(a.tolist() for a in arrays), strict=True))
+    want = np.array([expected(*t) & mask for t in tuples], bits)
+    wrong = np.flatnonzero(got.view(bits) != want)
+    if wrong.size:
+        i = wrong[0]
+        found = f"{int(got.view(bits)[i]):#x}, not {int(want[i]):#x}"
+        raise AssertionError(f"{opcode} of {tuples[i]} is {found}; {wrong.size} of {len(tuples)} differ")
+
+
+def _integers(dtype: Any, seed: int, count: int) -> np.ndarray:
+    """Half of them corner cases (zero, extremes, powers of two and their neighbours), half random of random magnitude."""
     info, bits = np.iinfo(dtype), 8 * np.dtype(dtype).itemsize
     random = np.random.default_rng((seed, bits))
     powers = [sign * 2**i + step for i in range(bits) for sign in (1, -1) for step in (-1, 0, 1)]
@@ -98,7 +167,7 @@ def integers(dtype: Any, seed: int, count: int = 8192) -> np.ndarray:
     return np.where(random.random(count) < 0.5, random.choice(corners, count), raw)
 
 
-def floats(dtype: Any, seed: int, count: int = 8192) -> np.ndarray:
+def _floats(dtype: Any, seed: int, count: int) -> np.ndarray:
     """A third corner cases (zeros, infinities, NaN, subnormals, extremes), a third random bits, a third of moderate size."""
     info = np.finfo(dtype)
     random = np.random.default_rng((seed, info.bits))
