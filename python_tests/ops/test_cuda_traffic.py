@@ -10,6 +10,8 @@ import torch
 from lumos_engine import ops
 from lumos_engine.testing import emulation, strategies
 
+pytest.importorskip("lumos_engine._C_ptxvm", reason="the machine is missing: see docs/testing.md")
+
 LAUNCH_BYTES = 1.10  # of the bytes that must be moved
 SECTOR_BYTES = 1.05  # of the bytes that were asked for
 

@@ -115,10 +115,10 @@ def test_pages_that_are_not_aligned_to_16_bytes_are_refused_on_cuda(backend: str
     with running(backend) as place:
         k, slots = place(torch.ones(2, 1, 32)), place(torch.arange(2))
         crooked, straight = place(torch.zeros(2 * 4 * 32 + 1))[1:].view(2, 4, 1, 32), place(torch.zeros(2, 4, 1, 32))
-        with pytest.raises(ValueError, match="paged_write: v_pages begins at .* all must be multiples of 16"):
+        with pytest.raises(ValueError, match=r"paged_write: v_pages begins at .* all must be multiples of 16"):
             ops.paged_write(k, k, straight, crooked, slots)
         narrow = place(torch.ones(2, 1, 5)), place(torch.zeros(2, 4, 1, 5))
-        with pytest.raises(ValueError, match="k_pages .* strides of 20 and 20 bytes; all must be multiples of 16"):
+        with pytest.raises(ValueError, match=r"k_pages .* strides of 20 and 20 bytes; all must be multiples of 16"):
             ops.paged_write(narrow[0], narrow[0], narrow[1], narrow[1].clone(), slots)
     assert not straight.any()
 
