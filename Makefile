@@ -1,5 +1,6 @@
 # make demo   install into .venv and generate a page of clips:   out/demo/index.html
 # make test   install into .venv with the test extras and run the suite
+# make toolkit   nvcc from the package registry into .venv, for where there is none: before make test
 # make lint   ruff, mypy and clang-format as CI runs them
 # make sanitize   the tests of the operations on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer (gcc)
 # All make a virtual environment of their own under the repository if none is there. PYTHON chooses the interpreter.
@@ -16,7 +17,7 @@ SANITIZE := build/sanitize
 # The interpreter is not instrumented, so what the extension's code calls into must be there before it.
 RUNTIMES = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test toolkit lint sanitize clean
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +31,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+toolkit:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -r cmake/cuda_wheels.txt
 
 lint: $(VENV)/.installed
 	$(PIP) install -c constraints-dev.txt ruff mypy types-PyYAML clang-format

@@ -6,6 +6,7 @@ Each opcode runs twice: in full warps, and in warps of which a random part is ac
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,10 +107,12 @@ def _kernel(name: str, lines: str, results: Sequence[Any], arrays: Sequence[np.n
 
 
 def operands(*types: str, seed: int = 0, count: int = 8192) -> list[np.ndarray]:
-    """Arrays of values of these PTX types: first each combination of a few corner cases, then random ones."""
+    """Arrays of values of these PTX types: first each combination of a few corner cases (if they are few), then random ones."""
     arrays = [values(t, seed + i, count) for i, t in enumerate(types)]
-    for array, corners in zip(arrays, zip(*itertools.product(*map(_corners, types)), strict=True), strict=True):
-        array[: len(corners)] = corners
+    corners = [_corners(t) for t in types]
+    if math.prod(map(len, corners)) <= count // 2:
+        for array, chosen in zip(arrays, zip(*itertools.product(*corners), strict=True), strict=True):
+            array[: len(chosen)] = chosen
     return arrays
 
 

@@ -101,7 +101,7 @@ KERNEL = """.version 9.0
     .shared .align 8 .b8 first[8];
     .shared .align 8 .b8 second[8];
     .local .align 8 .b8 depot[16];
-    .reg .b32 %r<8>; .reg .b64 %rd<16>; .reg .pred %p<8>; .reg .b64 %at; .reg .b32 %tid;
+    .reg .b32 %r<8>; .reg .b64 %rd<16>; .reg .pred %p<8>; .reg .b64 %at;
     ld.param.u64 %at, [out];
 """
 
