@@ -70,7 +70,7 @@ def test_no_barrier_can_be_left_out(schedule: int | None, call: Call, backend: s
     for index, _ in launch["synchronisations"]:
         left_out = {"skip_instruction": index, "skip_kernel": launch["kernel"]}
         with (
-            pytest.raises(emulation.KernelFault, match="race|uninitialised"),
+            pytest.raises(emulation.KernelFault, match=r"race|uninitialised"),
             emulation.ptxvm(schedule, **left_out),
         ):
             call(*arguments)
