@@ -7,16 +7,15 @@ namespace lumos {
 // magnitude. The polynomials of cpu/sincos.h, which reduces in double: below 2^10 the two differ in less than a
 // thousandth of the results, by their last bit.
 __device__ inline void sine_and_cosine(float x, float* sine, float* cosine) {
-  // |x| = quarter pi/2 + r. pi/2 in three parts, the first of 21 bits, so that |x| - quarter * first is exact. The
-  // first quarter may be wrong by one or two where |x| * 2/pi has no bits below the point: the second corrects it.
-  constexpr float kTwoOverPi = 0x1.45f306p-1f;
-  constexpr float kHalfPi[3] = {0x1.921fb0p+0f, 0x1.5110b4p-22f, 0x1.84698ap-48f};
+  // |x| = quarter pi/2 + r. pi/2 in two parts, the first of 21 bits, so that |x| - quarter * first is exact. The first
+  // quarter may be wrong by one or two where |x| * 2/pi has no bits below the point: the second corrects it.
+  constexpr float kTwoOverPi = 0x1.45f306p-1f, kHalfPiUpper = 0x1.921fb0p+0f, kHalfPiLower = 0x1.5110b4p-22f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it to numbers not below -2^22 rounds to an integer
   const float magnitude = fabsf(x);
   const float coarse = fmaf(magnitude, kTwoOverPi, kRound) - kRound;
-  float r = fmaf(coarse, -kHalfPi[2], fmaf(coarse, -kHalfPi[1], fmaf(coarse, -kHalfPi[0], magnitude)));
+  float r = fmaf(coarse, -kHalfPiLower, fmaf(coarse, -kHalfPiUpper, magnitude));
   const float correction = fmaf(r, kTwoOverPi, kRound) - kRound;
-  r = fmaf(correction, -kHalfPi[1], fmaf(correction, -kHalfPi[0], r));
+  r = fmaf(correction, -kHalfPiLower, fmaf(correction, -kHalfPiUpper, r));
   const int quarter = static_cast<int>(coarse + correction);
 
   const float z = r * r;

@@ -265,6 +265,21 @@ def test_every_shape_of_block_on_cuda(heads: int, head_dim: int, backend: str) -
 
 
 @pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("far", ["token", "head"])
+def test_strides_beyond_32_bits(far: str, backend: str) -> None:
+    """Of memory that no one touches between the two tokens, or heads."""
+    stride = 2**31 + 64
+    shape, strides = ((2, 1, 64), (stride, 64, 1)) if far == "token" else ((1, 2, 64), (128, stride, 1))
+    near, positions = strategies.randn(shape, torch.bfloat16, 0), torch.full((shape[0], 3), 7, dtype=torch.int32)
+    with running(backend) as place:
+        near, positions = place(near), place(positions)
+        x = torch.empty(stride + 64, dtype=near.dtype, device=near.device).as_strided(shape, strides).copy_(near)
+        expected = ops.mm_rope(near, positions)
+        tolerances.assert_bitwise_equal(ops.mm_rope(x, positions), expected)
+        tolerances.assert_bitwise_equal(ops.mm_rope(x, positions, inplace=True), expected)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
 def test_a_last_dimension_that_is_not_contiguous_is_copied_and_counted(backend: str) -> None:
     x, positions = example()
     strided = x.transpose(1, 2).contiguous().transpose(1, 2)

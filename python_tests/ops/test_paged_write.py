@@ -96,6 +96,21 @@ def test_a_token_with_a_slot_outside_the_pages_is_left_out_on_cuda(slot: int, ba
         guarded.assert_untouched()
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_pages_and_strides_beyond_32_bits(backend: str) -> None:
+    """Of memory that no one touches between the tokens and the slots."""
+    slots = 2**31 // 64 + 1
+    near = strategies.randn((2, 1, 64), torch.bfloat16, 0)
+    with running(backend) as place:
+        near, last = place(near), place(torch.tensor([1, slots - 1]))
+        far = torch.empty(64 * slots, dtype=near.dtype, device=near.device)
+        far = far.as_strided((2, 1, 64), (64 * (slots - 1), 64, 1)).copy_(near)
+        pages = [torch.empty(slots, 1, 1, 64, dtype=near.dtype, device=near.device) for _ in range(2)]
+        ops.paged_write(far, near, *pages, last)
+        for written in pages:
+            tolerances.assert_bitwise_equal(written[:, 0].index_select(0, last), near)
+
+
 @pytest.mark.parametrize("backend", ["cuda"])
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 8), (3, 40), (70, 32), (2, 1032), (300, 8)])
 def test_every_shape_of_block_on_cuda(heads: int, head_dim: int, backend: str) -> None:
