@@ -1,4 +1,4 @@
-// Sine and cosine of a float, without the table in local memory of CUDA's own for large arguments.
+// Sine and cosine of a float, without the branch and the table that CUDA's own has for large arguments.
 #pragma once
 
 namespace lumos {
