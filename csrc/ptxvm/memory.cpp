@@ -235,7 +235,8 @@ void matrix_rows(Warp& warp, const Inst& inst, Access access, const uint64_t* ad
   const Kind kind = access == Access::read ? kRead : kWrite;
   const uint32_t mask = kAllLanes >> (kLanes - count);
   uint64_t used[kLanes], offsets[kLanes];
-  for (int i = 0; i < kLanes; ++i) used[i] = addresses[i < count ? i : 0];
+  std::copy(addresses, addresses + count, used);
+  std::fill(used + count, used + kLanes, addresses[0]);
   shared_offsets(warp, inst, mask, kind, used, kRowBytes, offsets);
   shared.access(warp.index, kind, mask, offsets, kRowBytes);
   count_bytes(memory_of(warp), inst, mask, kRowBytes);

@@ -57,6 +57,8 @@ class SharedMemory {
     int num_bytes;
     uint64_t offsets[kLanes];
     uint8_t data[kLanes][16];
+    template <int kBytes>
+    void arrive(uint32_t lanes, uint8_t* memory) const;
   };
   struct WarpState {
     uint32_t clock;
