@@ -103,7 +103,7 @@ def select_backend(op: str, tensor: Tensor, backend: str | None) -> str:
         if device not in ("cuda", "meta"):
             raise ValueError(
                 f"{op}: the cuda backend was given a tensor on {tensor.device}; move it to a GPU, "
-                "or run the kernel without one in lumos_engine.testing.emulation.ptxvm()"
+                "or run the kernel without one in lumos_engine.testing.ptxvm()"
             )
     if name == "cpu":
         if emulated:

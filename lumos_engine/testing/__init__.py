@@ -1,7 +1,8 @@
 """Tools to test a backend of ``lumos_engine.ops``: generated inputs, poisoned memory, one table of tolerances.
 
 ``check_backend`` runs the property suite on a kernel of your own; what it is made of is here too, a module each.
-``tolerances``, ``eager``, ``poison`` and ``emulation`` need torch alone, the others hypothesis (``pip install lumos_engine[test]``).
+``tolerances``, ``eager``, ``poison``, ``emulation`` and ``backends`` need torch alone, the others hypothesis
+(``pip install lumos_engine[test]``).
 ``ptxvm`` runs the CUDA kernels without a GPU.
 """
 
@@ -11,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import backends as backends
     from . import eager as eager
     from . import emulation as emulation
     from . import oracles as oracles
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from .emulation import ptxvm
 
 _MODULES = (
-    "eager", "emulation", "oracles", "poison", "properties", "strategies", "strategies_cache", "strategies_cases",
-    "tolerances",
+    "backends", "eager", "emulation", "oracles", "poison", "properties", "strategies", "strategies_cache",
+    "strategies_cases", "tolerances",
 )  # fmt: skip
 _FROM_MODULES = {"Report": "check", "check_backend": "check", "ptxvm": "emulation"}
 __all__ = [*_FROM_MODULES, *_MODULES]  # noqa: PLE0604
