@@ -184,7 +184,7 @@ class FloatToTf32 {
  public:
   explicit FloatToTf32(const Inst& inst) : relu_(inst.flags & kRelu) {}
   uint32_t operator()(float x) const {
-    const float clamped = relu_ & (x < 0) ? 0 : x;
+    const float clamped = relu_ & !(x > 0) ? 0 : x;
     return x == x ? float_to_tf32<kRounding>(clamped) : Single::nan;
   }
 
@@ -213,6 +213,10 @@ class PackSaturated {
 bool is_signed(Type type) { return type == Type::s8 || type == Type::s16 || type == Type::s32 || type == Type::s64; }
 bool is_integer(Type type) {
   return is_signed(type) || type == Type::u8 || type == Type::u16 || type == Type::u32 || type == Type::u64;
+}
+
+bool is_float(Type type) {
+  return type == Type::f16 || type == Type::bf16 || type == Type::f32 || type == Type::f64;
 }
 
 struct NamedRounding {
@@ -403,6 +407,7 @@ void decode_cvt(const Decoding& d) {
     if (to == Type::bf16x2) return decode_floats_to_pair<Bfloat>(d, to);
     if (to == Type::tf32) return decode_float_to_tf32(d);
   }
+  if (!(is_integer(to) || is_float(to)) || !(is_integer(from) || is_float(from))) d.unknown();
   if (d.has("ftz") && to != Type::f32 && from != Type::f32) d.unknown();
   if (d.source.operands.size() != 2) d.wrong("wrong number of operands");
   if (is_integer(to))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import shutil
 import struct
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -266,12 +268,16 @@ extern "C" int reverse_bf16(const __nv_bfloat16* x, __nv_bfloat16* y, int n) {
 """
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")
+WHEELS = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
+NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path=WHEELS)
+
+
+@pytest.mark.skipif(not NVCC, reason="no nvcc")
 def test_what_nvcc_compiles_runs(tmp_path: Path) -> None:
     (tmp_path / "sample.cu").write_text(SAMPLE)
     target = ["-gencode", "arch=compute_80,code=compute_80", "-lineinfo", "--no-compress", "--cudart", "none"]
     options = ["-std=c++17", "-Xcompiler", "-fPIC", *target, "-c", "sample.cu", "-o", "sample.o"]
-    subprocess.run(["nvcc", *options], cwd=tmp_path, check=True)
+    subprocess.run([NVCC, *options], cwd=tmp_path, check=True)
     subprocess.run(["g++", "-shared", "sample.o", extension.__file__, "-o", "sample.so"], cwd=tmp_path, check=True)
     sample = ctypes.CDLL(str(tmp_path / "sample.so"))
     x, y = np.arange(256, dtype=np.float32), np.zeros(256, np.float32)
