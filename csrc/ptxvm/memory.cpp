@@ -71,6 +71,8 @@ void order_blocks(BlockMemory& memory, const Inst& inst, uint32_t mask, Kind kin
 void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, const uint64_t* addresses, int lane_bytes,
                     LanePointers* pointers) {
   BlockMemory& memory = memory_of(warp);
+  // To other blocks, an access whose scope is this block is a plain one.
+  if (inst.flags & kBlockScopeFlag) kind = kind == kStrongRead ? kRead : kWrite;
   const Shape shape = shape_of(mask, addresses, lane_bytes);
   uint64_t low = addresses[0], high = addresses[0];
   if (shape == Shape::contiguous) {

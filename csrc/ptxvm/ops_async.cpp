@@ -7,7 +7,7 @@ namespace lumos::ptxvm {
 namespace {
 
 constexpr int kDestination = 0, kSource = 1, kSourceBytes = 2, kIgnore = 3;  // Inst::op
-constexpr uint8_t kNarrowSourceFlag = 16;
+constexpr uint8_t kNarrowSourceFlag = 32;                                    // Inst::flags
 
 // Checked reads of the first source_bytes[lane] bytes of each lane, which is less than all of them.
 void read_partly(Warp& warp, const Inst& inst, uint32_t mask, const uint64_t* addresses, const uint32_t* source_bytes,

@@ -122,8 +122,9 @@ void SharedMemory::end_of_kernel() const {
       if (!copy.mask) continue;
       const int lane = __builtin_ctz(copy.mask);
       throw Fault("unfinished copy",
-                  format("warp %zu ended without waiting for a cp.async of lane %d to byte %u of shared memory", w,
-                         lane, static_cast<unsigned>(copy.offsets[lane])));
+                  format("the kernel ended without waiting for a cp.async to byte %u of shared memory",
+                         static_cast<unsigned>(copy.offsets[lane])),
+                  static_cast<int>(w) * kLanes + lane);
     }
   }
 }

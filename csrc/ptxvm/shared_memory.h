@@ -23,7 +23,7 @@ class SharedMemory {
 
   // A barrier has released these warps; warps that have ended count as having arrived at a barrier of the whole block.
   void synchronise(uint32_t warps);
-  // Throws a Fault if the bytes of a copy have not been waited for.
+  // Throws a Fault if the bytes of a copy have not been waited for; its lane is the thread in the block.
   void end_of_kernel() const;
 
   uint32_t num_bytes() const { return num_bytes_; }
