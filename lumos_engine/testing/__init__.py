@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from . import strategies_cache as strategies_cache
     from . import strategies_cases as strategies_cases
     from . import tolerances as tolerances
-    from .check import Report, check_backend
-    from .emulation import ptxvm
+    from .check import Report as Report
+    from .check import check_backend as check_backend
+    from .emulation import ptxvm as ptxvm
 
 _MODULES = (
     "backends", "eager", "emulation", "oracles", "poison", "properties", "strategies", "strategies_cache",
