@@ -145,6 +145,17 @@ def test_what_is_no_race_between_warps():
         run(WORDS + body, block=128, shared=512)
 
 
+def test_repeated_stores():
+    """All warps store the same at the same place: a race, unless that is allowed; everything else stays one."""
+    own = WORDS + "mad.lo.u32 %r6, %lane, 4, %r3; mov.u32 %r5, 7;"
+    store, read, other = "st.shared.u32 [%r6], %r5;", "ld.shared.u32 %r4, [%r6];", "st.shared.u32 [%r6], %warp;"
+    options = {"block": 96, "shared": 512}
+    fails("race", "after a write by warp", own + store, **options)
+    run(own + store + BARRIER + read, allow_repeated_stores=True, **options)
+    for lines in (other, read + store, store + other):
+        fails("race", "", own + lines, allow_repeated_stores=True, **options)
+
+
 def test_neighbours_in_a_word():
     """Halves of one word may be written by two warps: granules are as fine as the kernel's accesses."""
     for width, register in (("u16", "%h1"), ("u8", "%h1")):
