@@ -129,19 +129,13 @@ def test_merge_of_nothing_is_nothing() -> None:
 def test_lower_precision_is_computed_in_fp32_and_rounded_once(
     inputs: tuple[SequenceLayout, Tensor, Tensor, Tensor],
 ) -> None:
-    layout, *tensors = inputs
-    # Eager torch's largest error is a matter of luck where there are few rows: more heads make them many.
-    factor = max(1, 2000 // tensors[0].shape[:2].numel())
-    q, k, v = (
-        torch.cat((x, strategies.randn((len(x), x.shape[1] * factor, x.shape[2]), x.dtype, seed)), 1)
-        for seed, x in enumerate(tensors)
-    )
+    layout, q, k, v = inputs
     with poison.poisoned_outputs():
         actual = block_attention(q, k, v, layout)
     exact = block_attention(q.double(), k.double(), v.double(), layout)
     baseline = eager.block_attention(q, k, v, layout)
     for name, *results in zip(("out", "lse"), actual, exact, baseline, strict=True):
-        tolerances.assert_within_bound(*results, name)
+        tolerances.assert_within_bound(*results, name, terms=q.shape[2])  # the products sum in an order of their own
     assert actual[0].dtype == q.dtype
     assert actual[1].dtype == torch.float32
 
