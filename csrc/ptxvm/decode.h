@@ -15,6 +15,7 @@ class Rows {
   virtual uint32_t of_constant(uint64_t bits,
                                int row_bytes) = 0;           // 4: row of uint32_t, 8: row of uint64_t, 1: predicate
   virtual uint32_t of_special(const std::string& name) = 0;  // 0 if there is none of that name
+  virtual uint64_t address_of(const std::string& name) = 0;  // of a variable, in its space
   virtual uint32_t of_symbol(const std::string& name) = 0;  // row of uint64_t: the address in the space of the variable
   virtual uint32_t scratch(int row_bytes) = 0;              // a row that nobody reads, for the sink _
   virtual int symbol_space(const std::string& name) = 0;    // Space of memory.h

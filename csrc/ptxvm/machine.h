@@ -16,11 +16,11 @@ namespace lumos::ptxvm {
 struct Options {
   bool permute = false;  // run blocks and warps in an order drawn from `seed`, switching between warps at random
   uint64_t seed = 0;
-  bool check_races = true;        // in shared memory between warps, in global memory between blocks
-  bool count_traffic = true;      // sectors and wavefronts; instructions are always counted
-  int resident_blocks = 1;        // blocks that run side by side; more than one where blocks wait for each other
-  uint64_t max_instructions = 0;  // a warp that executes more is stopped with a Fault; 0 = no limit
-  int skip_instruction = -1;      // index of an instruction to leave out, and of which kernel: see skip_kernel
+  bool check_races = true;    // in shared memory between warps, in global memory between blocks
+  bool count_traffic = true;  // sectors and wavefronts; instructions are always counted
+  int resident_blocks = 1;    // blocks that run side by side; more than one where blocks wait for each other
+  uint64_t max_instructions = 200000000;  // a warp that executes more is stopped with a Fault; 0 = no limit
+  int skip_instruction = -1;              // index of an instruction to leave out, and of which kernel: see skip_kernel
   std::string skip_kernel;
 };
 Options& options();

@@ -1,0 +1,101 @@
+// What has been done to a granule of memory, as far as a later access could race with it.
+//
+// The history of a granule is a number: a node of a persistent list whose nodes are the accesses that no later one has
+// made irrelevant (FastTrack's last write and reads). Granules that went through the same accesses share their list, so
+// a table of granules is one uint32_t each, and the step "history, access -> history" can be remembered: see Steps.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace lumos::ptxvm {
+
+// One bit each. Strong accesses are atomics, and loads and stores that are volatile, relaxed, acquire or release.
+enum Kind : uint8_t { kRead = 1, kWrite = 2, kStrongWrite = 4, kStrongRead = 8 };
+const char* kind_name(Kind kind);
+
+inline constexpr uint8_t conflicts_of(Kind kind) {
+  return kind == kWrite ? 15 : kind == kRead ? kWrite | kStrongWrite : kind == kStrongWrite ? kRead | kWrite : kWrite;
+}
+
+struct PastAccess {
+  uint32_t before;  // the history it came upon, 0 = none
+  uint32_t agent;   // warp or block
+  uint32_t clock;   // of the agent, when it did it
+  Kind kind;
+  uint8_t kinds;  // bits of all kinds from here on
+};
+
+class Histories {
+ public:
+  explicit Histories(uint32_t first) : first_(first) {}
+  uint32_t next() const { return first_ + uint32_t(nodes_.size()); }
+  // Numbers given so far are not used again, and their lists are gone.
+  void forget() {
+    first_ = next();
+    nodes_.clear();
+  }
+
+  // The history after an access of `kind` by `agent` at `clock`, or 0 where it races with *conflict.
+  // ordered(agent, clock): whether what that agent did at that clock comes before the access. It must be false for all
+  // other agents at numbers below `oldest`, if that is not 0.
+  template <class Ordered>
+  uint32_t after(uint32_t history, Kind kind, uint32_t agent, uint32_t clock, uint32_t oldest, const Ordered& ordered,
+                 PastAccess* conflict);
+
+ private:
+  PastAccess& node(uint32_t history) { return nodes_[history - first_]; }
+  uint32_t push(uint32_t before, uint32_t agent, uint32_t clock, Kind kind);
+  uint32_t first_;
+  std::vector<PastAccess> nodes_;
+  std::vector<uint32_t> kept_;
+};
+
+// Remembers steps of one agent while its clock and what it is ordered after stay the same.
+class Steps {
+ public:
+  Steps() { forget(); }
+  void forget() { std::memset(steps_, 0xff, sizeof steps_); }
+  struct Step {
+    uint32_t from, to;
+  };
+  Step& of(Kind kind, uint32_t history) { return steps_[__builtin_ctz(kind)][history % kSteps]; }
+
+ private:
+  static constexpr int kSteps = 8;
+  Step steps_[4][kSteps];
+};
+
+template <class Ordered>
+uint32_t Histories::after(uint32_t history, Kind kind, uint32_t agent, uint32_t clock, uint32_t oldest,
+                          const Ordered& ordered, PastAccess* conflict) {
+  kept_.clear();
+  uint32_t rest = history;  // this and what is before it stays as it is
+  size_t num_kept = 0;      // of kept_: those with a dropped one behind them
+  for (uint32_t at = history; at != 0; at = node(at).before) {
+    const PastAccess& past = node(at);
+    // Nothing from here on can be dropped or conflict.
+    if (at < oldest && !(past.kinds & conflicts_of(kind))) break;
+    const bool own = past.agent == agent;
+    if (own && past.clock == clock && (past.kind == kind || (past.kind == kWrite && kind != kWrite))) return history;
+    const bool before = own || ordered(past.agent, past.clock);
+    if (!before && (past.kind & conflicts_of(kind))) {
+      *conflict = past;
+      return 0;
+    }
+    if (before && (past.kind == kind || kind == kWrite)) {
+      num_kept = kept_.size();
+      rest = past.before;
+    } else {
+      kept_.push_back(at);
+    }
+  }
+  for (size_t i = num_kept; i-- > 0;) {
+    const PastAccess past = node(kept_[i]);
+    rest = push(rest, past.agent, past.clock, past.kind);
+  }
+  return push(rest, agent, clock, kind);
+}
+
+}  // namespace lumos::ptxvm

@@ -1,0 +1,91 @@
+// Shared memory of a block: its bytes, and what was done to every granule of them.
+//
+// A granule has a state: untouched, waiting for the bytes of a cp.async, settled (written, and whatever was done to it
+// is ordered before everything to come), or the history of its accesses since then. Warps are ordered by barriers only.
+// A barrier of the whole block settles all of memory, at no cost: histories are numbered upwards, and those below a
+// bound count as settled.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "ptxvm/history.h"
+#include "ptxvm/instruction.h"
+
+namespace lumos::ptxvm {
+
+class SharedMemory {
+ public:
+  // For the next block. granule_bytes: 1, 2 or 4; no access is narrower.
+  void reset(uint32_t num_bytes, uint32_t num_warps, uint32_t granule_bytes, bool check_races);
+
+  // A barrier has released these warps; warps that have ended count as having arrived at a barrier of the whole block.
+  void synchronise(uint32_t warps);
+  // Throws a Fault if the bytes of a copy have not been waited for.
+  void end_of_kernel() const;
+
+  uint32_t num_bytes() const { return num_bytes_; }
+  uint8_t* bytes() { return bytes_.data(); }
+
+  // Checks and records an access to [offset, offset + count * granule), which lies in memory and is aligned.
+  void access(int warp, Kind kind, uint32_t offset, uint32_t num_bytes) {
+    uint32_t* state = states_.data() + (offset >> granule_log2_);
+    const uint32_t count = num_bytes >> granule_log2_;
+    for (uint32_t i = 0; i < count;) {
+      const uint32_t from = state[i], to = after(from, warp, kind, &state[i]);
+      // Most accesses find all their granules in one state.
+      do state[i] = to;
+      while (++i < count && state[i] == from);
+    }
+  }
+
+  // cp.async: the source has been read, the bytes are to arrive at the wait of the lane that issued it.
+  void issue_copy(int warp, uint32_t mask, const uint32_t* offsets, int num_bytes, const uint8_t (*data)[16]);
+  void commit_copies(int warp, uint32_t mask);
+  // Completes all groups of these lanes but the last `allowed`.
+  void wait_copies(int warp, uint32_t mask, uint32_t allowed);
+  // As wait_copies(..., 0), and those that are in no group yet.
+  void wait_all_copies(int warp, uint32_t mask) {
+    commit_copies(warp, mask);
+    wait_copies(warp, mask, 0);
+  }
+
+ private:
+  enum State : uint32_t { kUntouched, kPending, kSettled, kFirstHistory };
+  static constexpr uint32_t kMaxWarps = 32;
+
+  // What the lanes of `mask` copy with one instruction, all into the same group.
+  struct Copy {
+    uint32_t mask, group;
+    int num_bytes;
+    uint32_t offsets[kLanes];
+    uint8_t data[kLanes][16];
+  };
+  struct WarpState {
+    uint32_t clock;
+    std::array<uint32_t, kMaxWarps> known;  // clocks of other warps that this one is ordered after
+    Steps steps;
+    std::deque<Copy> copies;
+    uint32_t groups[kLanes];  // committed by each lane
+  };
+
+  uint32_t after(uint32_t state, int warp, Kind kind, const uint32_t* granule) {
+    if (state < oldest_ && state > kSettled) state = kSettled;
+    Steps::Step& step = warps_[warp].steps.of(kind, state);
+    if (step.from != state) step = {state, checked(state, warp, kind, granule)};
+    return step.to;
+  }
+  uint32_t checked(uint32_t state, int warp, Kind kind, const uint32_t* granule);
+
+  uint32_t num_bytes_ = 0, num_warps_ = 0, granule_log2_ = 2;
+  bool check_races_ = true;
+  std::vector<uint8_t> bytes_;
+  std::vector<uint32_t> states_;
+  std::vector<WarpState> warps_;
+  Histories histories_{kFirstHistory};
+  uint32_t oldest_ = kFirstHistory;  // histories below it count as settled
+};
+
+}  // namespace lumos::ptxvm
