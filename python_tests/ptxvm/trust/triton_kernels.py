@@ -1,7 +1,8 @@
 """Triton kernels whose PTX the machine runs, and the command that compiles them: ``python triton_kernels.py FOLDER``.
 
 Triton is the compiler here, so the PTX is nobody's of this project. It needs no GPU: every kernel is compiled for sm_80 and
-left in FOLDER as ``<name>.ptx``. Needs triton alone, so the interpreter may be another than the one that runs the tests.
+left in FOLDER as ``<name>.ptx``, its bytes of shared memory as ``<name>.shared``. Needs triton alone, so the interpreter
+may be another than the one that runs the tests.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def layer_norm(x, weight, bias, out, mean_out, rstd_out, num_columns, eps, BLOCK
         values = tl.load(x + row * num_columns + columns, mask=inside, other=0.0).to(tl.float32)
         w = tl.load(weight + columns, mask=inside).to(tl.float32)
         b = tl.load(bias + columns, mask=inside).to(tl.float32)
-        tl.store(out + row * num_columns + columns, ((values - mean) * rstd * w + b).to(out.dtype.element_ty), mask=inside)
+        tl.store(
+            out + row * num_columns + columns, ((values - mean) * rstd * w + b).to(out.dtype.element_ty), mask=inside
+        )
 
 
 @triton.jit
@@ -127,7 +130,7 @@ def running_sum(x, out, order, num_columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def dropout(x, out, size, p, seed, BLOCK: tl.constexpr):
-    """Philox numbers: wide integer products; then the functions that a GPU approximates."""
+    """Philox numbers: wide integer products."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     values = tl.load(x + at, mask=inside, other=0.0)
@@ -136,17 +139,17 @@ def dropout(x, out, size, p, seed, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def functions(x, out, size, BLOCK: tl.constexpr):
-    """out[6, size]: the functions of one argument."""
+def functions(x, sine, cosine, erf, log, reciprocal_root, root, whole, size, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     values = tl.load(x + at, mask=inside, other=1.0)
-    tl.store(out + at, tl.sin(values), mask=inside)
-    tl.store(out + size + at, tl.cos(values), mask=inside)
-    tl.store(out + 2 * size + at, tl.erf(values), mask=inside)
-    tl.store(out + 3 * size + at, tl.log(tl.abs(values)), mask=inside)
-    tl.store(out + 4 * size + at, tl.rsqrt(tl.abs(values)), mask=inside)
-    tl.store(out + 5 * size + at, tl.floor(values) + tl.sqrt_rn(tl.abs(values)), mask=inside)
+    tl.store(sine + at, tl.sin(values), mask=inside)
+    tl.store(cosine + at, tl.cos(values), mask=inside)
+    tl.store(erf + at, tl.erf(values), mask=inside)
+    tl.store(log + at, tl.log(tl.abs(values)), mask=inside)
+    tl.store(reciprocal_root + at, tl.rsqrt(tl.abs(values)), mask=inside)
+    tl.store(root + at, tl.sqrt_rn(tl.abs(values)), mask=inside)
+    tl.store(whole + at, tl.floor(values), mask=inside)
 
 
 # name of the file: kernel, types of the parameters in order, constants, warps, stages
@@ -162,21 +165,24 @@ KERNELS = {
     "histogram": (histogram, "*i32 *i32 *i32 i32", dict(BINS=64, BLOCK=512), 4, 1),
     "running_sum": (running_sum, "*fp32 *fp32 *fp32 i32", dict(BLOCK=512), 4, 1),
     "dropout": (dropout, "*fp32 *fp32 i32 fp32 i32", dict(BLOCK=512), 4, 1),
-    "functions": (functions, "*fp32 *fp32 i32", dict(BLOCK=256), 4, 1),
+    "functions": (functions, "*fp32 *fp32 *fp32 *fp32 *fp32 *fp32 *fp32 *fp32 i32", dict(BLOCK=256), 4, 1),
 }
 
 
-def compile_ptx(name: str) -> str:
-    """PTX of one kernel. Pointers are said to be aligned to 16 bytes and integers to be multiples of 16 where they
-    are called so by name; without that Triton copies nothing with ``cp.async``."""
+def compile_kernel(name: str) -> triton.compiler.CompiledKernel:
+    """One kernel. Pointers are said to be aligned to 16 bytes, and the extents that are strides to be multiples of 16:
+    without that Triton copies nothing with ``cp.async``."""
     kernel, types, constants, num_warps, num_stages = KERNELS[name]
     signature = dict(zip(kernel.arg_names, types.split(), strict=False)) | {key: "constexpr" for key in constants}
-    aligned = [i for i, key in enumerate(kernel.arg_names) if signature[key].startswith("*") or key in ("depth", "columns")]
+    strides = ("depth", "columns")
+    aligned = [i for i, key in enumerate(kernel.arg_names) if signature[key].startswith("*") or key in strides]
     source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
     options = dict(num_warps=num_warps, num_stages=num_stages)
-    return triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options).asm["ptx"]
+    return triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
 
 
 if __name__ == "__main__":
     for each in KERNELS:
-        Path(sys.argv[1], f"{each}.ptx").write_text(compile_ptx(each))
+        compiled = compile_kernel(each)
+        Path(sys.argv[1], f"{each}.ptx").write_text(compiled.asm["ptx"])
+        Path(sys.argv[1], f"{each}.shared").write_text(str(compiled.metadata.shared))

@@ -1,0 +1,108 @@
+"""Kernels of Triton and CUTLASS run in the machine: nobody of this project wrote them, and on GPUs they are right.
+
+Each one runs in order and under random schedules with every check on, answers the same bits every time, and is as close to
+fp64 as its types allow. The last results are in docs/ptxvm_trust.md; ``pytest --slow -rP`` prints them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from lumos_engine.testing.emulation import Module, ptxvm
+
+from . import cases, compilers
+
+pytestmark = pytest.mark.slow
+
+SCHEDULES = [None, 1, 2, 3]
+
+TRITON: dict[str, Callable[[], cases.Call]] = {
+    "vector_add": cases.vector_add,
+    "softmax": cases.softmax,
+    "layer_norm": cases.layer_norm,
+    "matmul_bf16": partial(cases.triton_matmul, torch.bfloat16, 3e-3),
+    "matmul_fp16": partial(cases.triton_matmul, torch.float16, 4e-4),
+    "matmul_tf32": partial(cases.triton_matmul, torch.float32, 1e-3),
+    "attention": cases.triton_attention,
+    "histogram": cases.histogram,
+    "running_sum": cases.running_sum,
+    "dropout": cases.dropout,
+    "functions": cases.functions,
+}
+GEMM = {
+    "gemm_bf16_tn": partial(cases.cutlass_gemm, torch.bfloat16, True, 3e-3),
+    "gemm_bf16_nn": partial(cases.cutlass_gemm, torch.bfloat16, False, 3e-3),
+    "gemm_fp16_tn": partial(cases.cutlass_gemm, torch.float16, True, 4e-4),
+    "gemm_fp16_nn_split_k": partial(cases.cutlass_gemm, torch.float16, False, 8e-4, slices=3),
+    "gemm_device": cases.cute_gemm,
+}
+ATTENTION = {
+    "attention_bf16_64": partial(cases.cutlass_attention, torch.bfloat16, 64, True, 1e-2),
+    "attention_fp16_128": partial(cases.cutlass_attention, torch.float16, 96, False, 1e-3),
+}
+
+
+@pytest.fixture(scope="module")
+def triton_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compilers.triton_ptx(tmp_path_factory.mktemp("triton"))
+
+
+@pytest.fixture(scope="module")
+def gemm_ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return compilers.cutlass_ptx("cutlass_gemm.cu", tmp_path_factory.mktemp("cutlass"))
+
+
+@pytest.fixture(scope="module")
+def attention_ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return compilers.cutlass_ptx("cutlass_attention.cu", tmp_path_factory.mktemp("cutlass"))
+
+
+@pytest.mark.parametrize("name", TRITON)
+def test_triton(name: str, triton_folder: Path) -> None:
+    module = Module((triton_folder / f"{name}.ptx").read_text())
+    [kernel] = module.kernels
+    check(name, module, kernel, TRITON[name], int((triton_folder / f"{name}.shared").read_text()))
+
+
+@pytest.mark.parametrize("name", GEMM)
+def test_cutlass_gemm(name: str, gemm_ptx: str) -> None:
+    check_cutlass(name, gemm_ptx, GEMM[name])
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_cutlass_attention(name: str, attention_ptx: str) -> None:
+    check_cutlass(name, attention_ptx, ATTENTION[name])
+
+
+def check_cutlass(name: str, ptx: str, make: Callable[[], cases.Call]) -> None:
+    module = Module(ptx)
+    [kernel] = [each for each in module.kernels if re.fullmatch(rf"{name}|_Z\d+{name}\D.*", each)]
+    size = re.search(rf"{name}_shared_bytes = (\d+);", ptx)
+    check(name, module, kernel, make, int(size[1]) if size else 0)
+
+
+def check(name: str, module: Module, kernel: str, make: Callable[[], cases.Call], shared_bytes: int) -> None:
+    answers = []
+    for seed in SCHEDULES:
+        torch.manual_seed(0)
+        call = make()
+        with ptxvm(seed=seed, resident_blocks=1 if seed is None else 4) as machine:
+            module.launch(
+                kernel, call.grid, call.block, *call.arguments, shared_bytes=call.shared_bytes or shared_bytes
+            )
+            launch = machine.launches[-1]
+        errors = call.errors()
+        assert max(errors.values()) <= call.bound, f"argument: error {errors} of schedule {seed}"
+        answers.append([call.arguments[i] for i in call.expected])
+        if seed is None:
+            instructions = sum(line["instructions"] for line in launch["lines"])
+            print(f"| {name} | {instructions:,} | {launch['seconds']:.3f} | {max(errors.values()):.1e} |")
+    for other in answers[1:]:
+        for x, y in zip(answers[0], other, strict=True):
+            assert torch.equal(x.view(torch.uint8), y.view(torch.uint8)), "another schedule gave other bits"
