@@ -10,6 +10,9 @@
 
 #include "lumos/dtype.h"
 #include "lumos/status.h"
+#ifdef LUMOS_PTXVM
+#include "bindings/emulated.h"
+#endif
 
 namespace lumos {
 
@@ -59,7 +62,11 @@ void call(lumos_status (*function)(const Params*), const Params& params) {
   lumos_status status;
   {
     pybind11::gil_scoped_release release;
+#ifdef LUMOS_PTXVM
+    status = call_emulated([&] { return function(&params); });
+#else
     status = function(&params);
+#endif
   }
   raise_unless_ok(status);
 }
@@ -81,8 +88,16 @@ struct type_caster<lumos::Tensor> {
     value.dtype = static_cast<lumos_dtype>(fields[1].cast<int>());
     value.shape = fields[2].cast<std::vector<int64_t>>();
     value.strides = fields[3].cast<std::vector<int64_t>>();
-    return value.shape.size() == value.strides.size();
+    if (value.shape.size() != value.strides.size()) return false;
+#ifdef LUMOS_PTXVM
+    bytes.set(value.data, value.dtype, value.shape, value.strides);
+#endif
+    return true;
   }
+
+#ifdef LUMOS_PTXVM
+  lumos::ArgumentBytes bytes;
+#endif
 };
 
 }  // namespace pybind11::detail

@@ -40,7 +40,7 @@ inline uint32_t narrow(From x) {
   const Bits scale = exponent > kSmallest ? exponent : kSmallest;
   const Bits distance = kMantissa - To::mantissa_bits + scale - exponent;
   const Bits shift = distance < kMantissa + 2 ? distance : kMantissa + 2;
-  const Bits kept = significand >> shift, rest = significand - (kept << shift), half = Bits(1) << (shift - 1);
+  const Bits kept = significand >> shift, rest = significand - (kept << shift), half = (Bits(1) << shift) >> 1;
   Bits increment = 0, to_infinity = 1;
   if constexpr (kRounding == Rounding::nearest_even) increment = rest + (kept & 1) > half;
   if constexpr (kRounding == Rounding::nearest_away) increment = rest >= half;
@@ -63,8 +63,8 @@ inline float widen<Half>(uint32_t bits) {
   const uint32_t magnitude = (bits & 0x7fff) << 13;
   // The exponent is too small by the difference of the biases; multiplying mends it for subnormals too.
   const uint32_t finite = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f);
-  const uint32_t result = magnitude < Half::infinity << 13 ? finite : magnitude | Single::infinity;
-  return bits_as<float>(result | (bits & 0x8000) << 16);
+  const uint32_t special = magnitude < Half::infinity << 13 ? 0 : Single::infinity;
+  return bits_as<float>(finite | special | (bits & 0x8000) << 16);
 }
 
 template <>
