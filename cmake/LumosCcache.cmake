@@ -1,7 +1,7 @@
 # Compile through ccache where it is present, unless the caller chose a launcher.
-if(NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
-  find_program(LUMOS_CCACHE ccache)
-  if(LUMOS_CCACHE)
-    set(CMAKE_CXX_COMPILER_LAUNCHER ${LUMOS_CCACHE})
+find_program(LUMOS_CCACHE ccache)
+foreach(language CXX CUDA)
+  if(LUMOS_CCACHE AND NOT DEFINED CMAKE_${language}_COMPILER_LAUNCHER)
+    set(CMAKE_${language}_COMPILER_LAUNCHER ${LUMOS_CCACHE})
   endif()
-endif()
+endforeach()

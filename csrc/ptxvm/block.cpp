@@ -78,8 +78,8 @@ uint32_t Block::initial_lanes_(int warp) const {
 
 void Block::start(int64_t linear_index, GlobalRaces* races) {
   index = position(linear_index, config.grid);
-  memory.start(kernel.static_shared_bytes + config.dynamic_shared_bytes, kernel.shared_granule_bytes,
-               options().check_races, linear_index, races);
+  memory.start(kernel.static_shared_bytes + config.dynamic_shared_bytes, kernel.shared_granule, options().check_races,
+               linear_index, races);
   for (Barrier& barrier : barriers) barrier = {};
   for (Warp& warp : warps) {
     for (const auto& [name, row] : kernel.specials) {
@@ -185,7 +185,7 @@ Block::State Block::run_warp(Warp* pointer, uint64_t quantum) {
         Counter& counter = counters[pc];
         ++counter.instructions;
         counter.lanes += __builtin_popcount(mask);
-        if (inst.tracked >= 0) check_tracked(&warp, inst, mask);
+        if (inst.tracked >= 0) check_tracked(&warp, inst, active, mask);
         switch (inst.flow) {
           case Flow::none:
           case Flow::call:
@@ -287,8 +287,12 @@ bool Block::synchronise(Warp* warp, const Inst& inst, int32_t pc, uint32_t arriv
   return ran && inst.flow != Flow::barrier;
 }
 
-void Block::check_tracked(Warp* warp, const Inst& inst, uint32_t mask) {
+void Block::check_tracked(Warp* warp, const Inst& inst, uint32_t active, uint32_t mask) {
   const Tracked& uses = kernel.tracked[inst.tracked];
+  const uint32_t guarded = uses.guard ? warp->predicate(uses.guard) & active : active;
+  if (guarded != active) {
+    throw Fault("uninitialised", "the predicate that guards it was never set", __builtin_ctz(active & ~guarded));
+  }
   uint32_t set = mask;
   for (uint32_t row : uses.reads) set &= warp->predicate(row);
   if (set != mask && !uses.propagates) {

@@ -55,7 +55,7 @@ struct Block {
   enum class State { running, waiting, ended };
   State run_warp(Warp* warp, uint64_t quantum);
   bool synchronise(Warp* warp, const Inst& inst, int32_t pc, uint32_t arrived);
-  void check_tracked(Warp* warp, const Inst& inst, uint32_t mask);
+  void check_tracked(Warp* warp, const Inst& inst, uint32_t active, uint32_t mask);
   [[noreturn]] void report(const Warp& warp, int32_t pc, uint32_t mask, const Fault& fault) const;
   [[noreturn]] void report_deadlock() const;
 

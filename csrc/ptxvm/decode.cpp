@@ -24,8 +24,8 @@ const std::unordered_map<std::string, Decoder>& decoders() {
   static const auto* const all = [] {
     auto* map = new std::unordered_map<std::string, Decoder>;
     for (const NamedDecoder* table :
-         {kIntegerDecoders, kFloatDecoders, kConvertDecoders, kMoveDecoders, kWarpDecoders, kMatrixDecoders,
-          kMemoryDecoders, kAtomicDecoders, kAsyncDecoders, kControlDecoders}) {
+         {kIntegerDecoders, kBitDecoders, kFloatDecoders, kConvertDecoders, kMoveDecoders, kCompareDecoders,
+          kWarpDecoders, kMatrixDecoders, kMemoryDecoders, kAtomicDecoders, kAsyncDecoders, kControlDecoders}) {
       for (; table->name; ++table) map->emplace(table->name, table->decode);
     }
     return map;

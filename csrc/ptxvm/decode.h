@@ -52,10 +52,12 @@ struct NamedDecoder {
 };
 
 // One table a file of operations, each ended by {nullptr, nullptr}.
-extern const NamedDecoder kIntegerDecoders[];  // ops_integer.cpp: add ... for integers and the bit operations
+extern const NamedDecoder kIntegerDecoders[];  // ops_integer.cpp: add ... for integers
+extern const NamedDecoder kBitDecoders[];      // ops_bits.cpp: logic, shifts, fields, counts, prmt
 extern const NamedDecoder kFloatDecoders[];  // ops_float.cpp: f32, f64, f16, bf16 and packed arithmetic, approximations
 extern const NamedDecoder kConvertDecoders[];  // ops_convert.cpp: cvt, and cvt.pack
-extern const NamedDecoder kMoveDecoders[];     // ops_move.cpp: mov, cvta, isspacep, setp, set, selp, slct
+extern const NamedDecoder kMoveDecoders[];     // ops_move.cpp: mov, cvta, isspacep, selp, slct
+extern const NamedDecoder kCompareDecoders[];  // ops_compare.cpp: setp, set
 extern const NamedDecoder kWarpDecoders[];     // ops_warp.cpp: shfl, vote, match, redux, activemask, elect
 extern const NamedDecoder kMatrixDecoders[];   // ops_matrix.cpp: mma, ldmatrix, stmatrix, movmatrix
 extern const NamedDecoder kMemoryDecoders[];   // ops_memory.cpp: ld, st, ldu, prefetch

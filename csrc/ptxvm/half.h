@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "ptxvm/instruction.h"
+#include "ptxvm/lanes.h"
 
 namespace lumos::ptxvm {
 
@@ -40,13 +41,14 @@ inline uint32_t narrow(From x) {
   const Bits scale = exponent > kSmallest ? exponent : kSmallest;
   const Bits distance = kMantissa - To::mantissa_bits + scale - exponent;
   const Bits shift = distance < kMantissa + 2 ? distance : kMantissa + 2;
-  const Bits kept = significand >> shift, rest = significand - (kept << shift), half = (Bits(1) << shift) >> 1;
+  const Bits twice = (significand << 1) >> shift, kept = twice >> 1, half = twice & 1;
+  const Bits rest = (significand << 1) != twice << shift;
   Bits increment = 0, to_infinity = 1;
-  if constexpr (kRounding == Rounding::nearest_even) increment = rest + (kept & 1) > half;
-  if constexpr (kRounding == Rounding::nearest_away) increment = rest >= half;
+  if constexpr (kRounding == Rounding::nearest_even) increment = half & (rest | kept);
+  if constexpr (kRounding == Rounding::nearest_away) increment = half;
   if constexpr (kRounding == Rounding::zero) to_infinity = 0;
-  if constexpr (kRounding == Rounding::down) increment = (rest != 0) & sign, to_infinity = sign;
-  if constexpr (kRounding == Rounding::up) increment = (rest != 0) & (sign ^ 1), to_infinity = sign ^ 1;
+  if constexpr (kRounding == Rounding::down) increment = (half | rest) & sign, to_infinity = sign;
+  if constexpr (kRounding == Rounding::up) increment = (half | rest) & (sign ^ 1), to_infinity = sign ^ 1;
   Bits result = ((scale - kSmallest) << To::mantissa_bits) + kept + increment;
   const Bits overflow = To::infinity - ((to_infinity | (magnitude == kInfinity)) ^ 1);
   result = result < To::infinity ? result : overflow;
@@ -71,6 +73,25 @@ template <>
 inline float widen<Bfloat>(uint32_t bits) {
   return bits_as<float>(bits << 16);
 }
+
+// A value of type f16 or bf16 as functions of lanes get it; made of its bits, or of a float rounded to nearest.
+template <class F>
+struct Narrow {
+  Narrow() = default;
+  explicit Narrow(uint32_t bits) : bits(static_cast<uint16_t>(bits)) {}
+  explicit Narrow(float x) : Narrow(narrow<F, Rounding::nearest_even>(x)) {}
+  operator float() const { return widen<F>(bits); }
+  uint16_t bits;
+};
+
+template <>
+struct ValueOf<Type::f16> {
+  using type = Narrow<Half>;
+};
+template <>
+struct ValueOf<Type::bf16> {
+  using type = Narrow<Bfloat>;
+};
 
 inline float half_to_float(uint32_t bits) { return widen<Half>(bits); }
 inline float bfloat_to_float(uint32_t bits) { return widen<Bfloat>(bits); }

@@ -13,7 +13,7 @@ void place(const std::vector<Variable>& variables, Space space, int64_t* end, Sy
     for (const Variable& variable : variables) {
       if (variable.dynamic != dynamic) continue;
       const int64_t begin = aligned(*end, dynamic ? std::max<int64_t>(variable.align, 16) : variable.align);
-      (*symbols)[variable.name] = {space, static_cast<uint64_t>(begin)};
+      (*symbols)[variable.name] = {space, static_cast<uint64_t>(begin), 0};
       *end = dynamic ? std::max(*end, begin) : begin + variable.num_bytes;
     }
   }
@@ -41,14 +41,18 @@ std::vector<Variable> used_shared(const Program& program, const Function& functi
   return used;
 }
 
-int narrowest_shared_access(const Function& function) {
-  int granule = 4;
+// Bytes of the narrowest access to `space`, at most 4; accesses without a space may go anywhere.
+uint32_t narrowest_access(const Function& function, const std::string& space) {
+  int bytes = 4;
   for (const Instruction& i : function.instructions) {
-    const bool accesses = i.name == "ld" || i.name == "st" || i.name == "atom" || i.name == "red";
-    if (!accesses || i.has("global") || i.has("param") || i.has("const") || i.has("local")) continue;
-    granule = std::min(granule, std::max(1, size_bytes(i.type())));
+    if (i.name != "ld" && i.name != "st" && i.name != "atom" && i.name != "red") continue;
+    bool elsewhere = false;
+    for (const char* other : {"global", "shared", "param", "const", "local"}) {
+      elsewhere = elsewhere || (space != other && i.has(other));
+    }
+    if (!elsewhere) bytes = std::min(bytes, std::max(1, size_bytes(i.type())));
   }
-  return granule;
+  return bytes;
 }
 
 class KernelRows : public Rows {
@@ -138,7 +142,7 @@ class KernelRows : public Rows {
 }  // namespace
 
 Kernel::Kernel(const Program& program, const Function& source, const Symbols& module_symbols)
-    : name(source.name), function(source), files(program.files) {
+    : name(source.name), function(source), files(program.files), variables(module_symbols) {
   inline_calls(program, &function);
   Symbols symbols = module_symbols;
   int64_t end = 0;
@@ -150,14 +154,13 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
   parameters.resize(end);  // never moved from here on: its addresses are constants
   for (size_t i = 0; i < function.params.size(); ++i) {
     const auto address = reinterpret_cast<uint64_t>(parameters.data()) + parameter_places[i].first;
-    symbols[function.params[i].name] = {Space::param, address};
+    symbols[function.params[i].name] = {Space::param, address, 0};
   }
   int64_t shared_end = kSharedBegin, local_end = 0;
   place(used_shared(program, function), Space::shared, &shared_end, &symbols);
   place(function.local, Space::local, &local_end, &symbols);
   static_shared_bytes = static_cast<uint32_t>(shared_end - kSharedBegin);
   local_bytes = static_cast<uint32_t>(aligned(local_end, 16));
-  shared_granule_bytes = narrowest_shared_access(function);
 
   const Allocation allocation = allocate(function, 64);  // row 0 stands for none
   num_rows = allocation.num_rows;
@@ -180,12 +183,13 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
     Tracked uses;
     const RegisterUse use = register_use(instruction);
     for (int reg : use.reads) {
-      if (allocation.tracked[reg]) uses.reads.push_back(allocation.tracked[reg]);
+      if (allocation.tracked[reg] && reg != instruction.guard) uses.reads.push_back(allocation.tracked[reg]);
     }
     for (int reg : use.writes) {
       if (allocation.tracked[reg]) uses.writes.push_back(allocation.tracked[reg]);
     }
-    if (!uses.reads.empty() || !uses.writes.empty()) {
+    if (instruction.guard >= 0) uses.guard = allocation.tracked[instruction.guard];
+    if (uses.guard || !uses.reads.empty() || !uses.writes.empty()) {
       uses.propagates = instruction.name == "mov" || instruction.name == "selp";
       inst.tracked = static_cast<int32_t>(tracked.size());
       tracked.push_back(std::move(uses));
@@ -198,6 +202,8 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
   exit.index = static_cast<int32_t>(code.size());
   code.push_back(exit);
   function.instructions.push_back({"exit", {}, {}, -1, false, {}});
+  shared_granule = narrowest_access(function, "shared");
+  global_granule = narrowest_access(function, "global");
   for (uint32_t row : allocation.tracked) {
     if (row) tracked_rows.push_back(row);
   }

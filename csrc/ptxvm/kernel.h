@@ -18,12 +18,14 @@ namespace lumos::ptxvm {
 struct Symbol {
   Space space = Space::global;
   uint64_t address = 0;
+  size_t num_bytes = 0;
 };
 using Symbols = std::unordered_map<std::string, Symbol>;
 
 // Registers of one instruction that may not be set: the rows that say in which lanes they are.
 struct Tracked {
   std::vector<uint32_t> reads, writes;
+  uint32_t guard = 0;       // of the predicate that guards it; 0 = surely set
   bool propagates = false;  // mov and selp hand "not set" on; everything else must not read it
 };
 
@@ -49,11 +51,12 @@ struct Kernel {
   std::map<std::string, uint32_t> specials;  // name -> row of uint32_t
   std::vector<uint32_t> tracked_rows;        // zeroed when a block starts
 
+  Symbols variables;                                          // of the module
   std::vector<uint8_t> parameters;                            // arguments of the running launch
   std::vector<std::pair<int64_t, int64_t>> parameter_places;  // offset, bytes
   uint32_t static_shared_bytes = 0;                           // from kSharedBegin on; dynamic shared memory follows
   uint32_t local_bytes = 0;                                   // of a thread
-  int shared_granule_bytes = 4;                               // the narrowest access to shared memory
+  uint32_t shared_granule = 4, global_granule = 4;            // bytes of the narrowest access, see memory.h
 
   std::string location(int index) const;  // "mm_rope.cu:42"
 };

@@ -56,6 +56,11 @@ class Source {
   const Cell<T>* cells_;
 };
 
+inline void store_predicate(Warp& warp, uint32_t row, uint32_t bits, uint32_t mask) {
+  uint32_t& to = warp.predicate(row);
+  to = (to & ~mask) | (bits & mask);
+}
+
 template <class T>
 class Result {
  public:
@@ -90,10 +95,7 @@ template <>
 class Result<bool> {
  public:
   void set(int lane, bool value) { bits_ |= value ? 1u << lane : 0; }
-  void store(Warp& warp, uint32_t row, uint32_t mask) const {
-    uint32_t& to = warp.predicate(row);
-    to = (to & ~mask) | (bits_ & mask);
-  }
+  void store(Warp& warp, uint32_t row, uint32_t mask) const { store_predicate(warp, row, bits_, mask); }
 
  private:
   uint32_t bits_ = 0;
@@ -127,13 +129,18 @@ void map(Warp& warp, const Inst& inst, uint32_t mask) {
 
 // The function on each half of packed operands: T of 16 bits.
 template <class F, class T>
-struct Packed {
+class Packed {
+ public:
+  explicit Packed(const Inst& inst) : f_(function_of<F>(inst)) {}
   template <class... A>
   uint32_t operator()(A... packed) const {
-    const uint32_t low = bits_as<uint16_t>(T(F()(bits_as<T>(static_cast<uint16_t>(packed))...)));
-    const uint32_t high = bits_as<uint16_t>(T(F()(bits_as<T>(static_cast<uint16_t>(packed >> 16))...)));
+    const uint32_t low = bits_as<uint16_t>(T(f_(bits_as<T>(static_cast<uint16_t>(packed))...)));
+    const uint32_t high = bits_as<uint16_t>(T(f_(bits_as<T>(static_cast<uint16_t>(packed >> 16))...)));
     return low | high << 16;
   }
+
+ private:
+  F f_;
 };
 
 // A list of types: those that an opcode exists for.
@@ -152,16 +159,22 @@ constexpr Type operand_type(Type operand, Type opcode) {
                                : Type::s64;
 }
 
-// Rows of the operands, which must be as many as these types, and registers among them of these sizes.
+// Row of an operand, which must be of this size if it is a register. A predicate must not be negated.
+inline uint32_t operand_row(const Decoding& d, const Operand& operand, Type type) {
+  if (operand.negated) d.wrong("a negated predicate does not belong here");
+  if (operand.kind == Operand::Kind::reg && size_bytes(d.rows.type_of(operand.reg)) != size_bytes(type)) {
+    d.wrong("the size of a register does not fit");
+  }
+  return d.row(operand, type);
+}
+
+// Rows of the operands, which must be as many as these types.
 inline void decode_operands(const Decoding& d, std::initializer_list<Type> types) {
   if (d.source.operands.size() != types.size()) d.wrong("wrong number of operands");
   int i = 0;
   for (Type type : types) {
-    const Operand& operand = d.source.operands[i];
-    if (operand.kind == Operand::Kind::reg && size_bytes(d.rows.type_of(operand.reg)) != size_bytes(type)) {
-      d.wrong("the size of a register does not fit");
-    }
-    d.out.op[i++] = d.row(operand, type);
+    d.out.op[i] = operand_row(d, d.source.operands[i], type);
+    ++i;
   }
 }
 

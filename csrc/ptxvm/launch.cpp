@@ -11,8 +11,8 @@
 namespace lumos::ptxvm {
 namespace {
 
-constexpr uint32_t kMaxSharedBytes = 227 * 1024;
-constexpr uint64_t kBlockQuantum = 1 << 16;  // warp instructions of a block before another resident one runs
+constexpr uint32_t kMaxSharedBytes = 163 * 1024;  // of sm_80
+constexpr uint64_t kBlockQuantum = 1 << 16;       // warp instructions of a block before another resident one runs
 constexpr uint64_t kPermutedBlockQuantum = 256;
 
 void check(const Kernel& kernel, const LaunchConfig& config) {
@@ -50,7 +50,7 @@ std::vector<Inst> code_of(const Kernel& kernel) {
 
 LaunchRecord record_of(const Kernel& kernel, const LaunchConfig& config, const std::vector<Counter>& counters,
                        double seconds) {
-  LaunchRecord record{kernel.name, config, kernel.static_shared_bytes, seconds, {}};
+  LaunchRecord record{kernel.name, config, kernel.static_shared_bytes, seconds, {}, {}};
   std::map<std::pair<std::pair<int, int>, Class>, LineCounter> lines;
   for (size_t i = 0; i < counters.size(); ++i) {
     if (!counters[i].instructions) continue;
@@ -68,6 +68,9 @@ LaunchRecord record_of(const Kernel& kernel, const LaunchConfig& config, const s
     line.counter.ideal_wavefronts += counters[i].ideal_wavefronts;
   }
   for (auto& [key, line] : lines) record.lines.push_back(std::move(line));
+  for (const Synchronisation& s : synchronisations(kernel)) {
+    record.synchronisations.push_back({s.index, counters[s.index].instructions});
+  }
   return record;
 }
 
@@ -94,12 +97,19 @@ void launch(Kernel& kernel, const LaunchConfig& config, const void* const* argum
     const auto [offset, num_bytes] = kernel.parameter_places[i];
     std::memcpy(kernel.parameters.data() + offset, arguments[i], num_bytes);
   }
+  for (const auto& [name, variable] : kernel.variables) {
+    const auto* begin = reinterpret_cast<const void*>(variable.address);
+    if (!find_buffer(variable.address, variable.num_bytes, 0)) {
+      add_buffer(begin, variable.num_bytes, name, variable.space == Space::global);
+    }
+  }
   set_parameter_range(kernel.parameters.data(), kernel.parameters.size());
   const auto begin = std::chrono::steady_clock::now();
   const std::vector<Inst> code = code_of(kernel);
   std::vector<Counter> counters(code.size());
   const int64_t num_blocks = int64_t{config.grid.x} * config.grid.y * config.grid.z;
-  GlobalRaces races;
+  GlobalRaces races(kernel.global_granule);
+  clear_histories();
   GlobalRaces* const checked = options().check_races && num_blocks > 1 ? &races : nullptr;
 
   Schedule schedule{options().seed, options().permute};

@@ -79,6 +79,7 @@ struct LaunchRecord {
   uint32_t static_shared_bytes = 0;
   double seconds = 0;
   std::vector<LineCounter> lines;  // one a source line and class
+  std::vector<std::pair<int, uint64_t>> synchronisations;  // Synchronisation::index, how often a warp executed it
 };
 std::vector<LaunchRecord>& launches();  // since the list was last cleared
 

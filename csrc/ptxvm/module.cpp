@@ -13,7 +13,6 @@ struct Module::Contents {
     std::unique_ptr<uint8_t[]> memory;
     uint8_t* begin;  // aligned
     size_t num_bytes;
-    bool writable;
   };
   Program program;
   std::map<std::string, Storage> variables;
@@ -37,8 +36,9 @@ Module::Module(const std::string& ptx) : contents_(std::make_unique<Contents>())
       auto* begin = reinterpret_cast<uint8_t*>(address);
       std::memset(begin, 0, variable.num_bytes);
       std::copy(variable.initial.begin(), variable.initial.end(), begin);
-      symbols[variable.name] = {writable ? Space::global : Space::constant, address};
-      c.variables[variable.name] = {std::move(memory), begin, static_cast<size_t>(variable.num_bytes), writable};
+      symbols[variable.name] = {writable ? Space::global : Space::constant, address,
+                                static_cast<size_t>(variable.num_bytes)};
+      c.variables[variable.name] = {std::move(memory), begin, static_cast<size_t>(variable.num_bytes)};
     }
   }
   for (const auto* variables : {&c.program.global, &c.program.constant}) {
@@ -54,12 +54,9 @@ Module::Module(const std::string& ptx) : contents_(std::make_unique<Contents>())
     if (function.is_kernel && function.has_body)
       c.kernels[name] = std::make_unique<Kernel>(c.program, function, symbols);
   }
-  for (auto& [name, storage] : c.variables) add_module_buffer(storage.begin, storage.num_bytes, name, storage.writable);
 }
 
-Module::~Module() {
-  for (auto& [name, storage] : contents_->variables) remove_module_buffer(storage.begin);
-}
+Module::~Module() = default;
 
 std::vector<std::string> Module::kernels() const {
   std::vector<std::string> names;

@@ -71,6 +71,7 @@ static py::dict record(const vm::LaunchRecord& launch) {
   row["static_shared_bytes"] = launch.static_shared_bytes;
   row["seconds"] = launch.seconds;
   row["lines"] = lines;
+  row["synchronisations"] = launch.synchronisations;
   return row;
 }
 

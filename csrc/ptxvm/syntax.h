@@ -65,6 +65,8 @@ struct Operand {
   std::vector<Operand> elements;
 };
 
+// A call has three operands: a vector of its results, the symbol of the function, a vector of its arguments. Elements
+// of the vectors are symbols of local variables, or registers and immediates.
 struct Instruction {
   std::string name;                    // "ld"
   std::vector<std::string> modifiers;  // "global", "nc", "v4", "u32"
@@ -81,9 +83,10 @@ struct Instruction {
 struct Variable {
   std::string name;
   int64_t num_bytes = 0, align = 1;
-  std::vector<uint8_t> initial;                           // empty = zeros
-  std::vector<std::pair<int64_t, std::string>> pointers;  // initial bytes at .first are the address of symbol .second
-  bool dynamic = false;                                   // extern .shared ...[]: begins after all other variables
+  std::vector<uint8_t> initial;  // empty = zeros
+  // To the 8 initial bytes at .first the generic address of symbol .second is added; it may be a function.
+  std::vector<std::pair<int64_t, std::string>> pointers;
+  bool dynamic = false;  // extern .shared ...[]: begins after all other variables
 };
 
 struct Register {
@@ -97,8 +100,8 @@ struct Function {
   std::vector<Variable> params;   // of a kernel: its arguments; of a function: formal parameters
   std::vector<Variable> results;  // of a function
   std::vector<Register> registers;
-  std::vector<Variable> shared, local;  // declared in the body; .param variables of calls count as local
-  std::vector<Instruction> instructions;
+  std::vector<Variable> shared, local;          // declared in the body; .param variables of calls count as local
+  std::vector<Instruction> instructions;        // the last one is a ret
   std::unordered_map<std::string, int> labels;  // name -> index of the instruction that follows
   std::unordered_map<std::string, std::vector<std::string>> branch_targets;  // tables of brx.idx
   int max_threads = 0;                                                       // .maxntid, 0 = not said
@@ -113,8 +116,9 @@ struct Program {
 // Throws Error("PTX line 12: ...").
 Program parse(const std::string& text);
 
-// Replaces every call of a function of the program by its body. Throws Error where a function calls itself. Calls of
-// functions without a body stay.
+// Replaces every call of a function of the program by its body, and makes local accesses of those to .param variables
+// that are no arguments of the kernel. Throws Error where a function calls itself. Calls of functions without a body
+// stay.
 void inline_calls(const Program& program, Function* kernel);
 
 }  // namespace lumos::ptxvm
