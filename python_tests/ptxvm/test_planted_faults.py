@@ -1,7 +1,6 @@
 """Every check of the machine catches a fault that was planted for it, says where, and lets the corrected kernel pass.
 
-A kernel is written as lines of PTX; each is a source line of its own, from 1 on. In a faulty one ``// !`` marks the line that
-has to be reported.
+Kernels are written as statements of PTX, and each is a source line of its own, from 1 on.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from lumos_engine.testing.emulation import KernelFault, Module, ptxvm
 
 # Before the lines: %r0 thread, %r1 thread of the grid, %d0 address of data, %d1 of its word %r1; tile holds 64 words, %r2 is
-# its address and %r3 that of word %r0. Two blocks of 64 threads; data has a word for each thread of the grid.
+# its address and %r3 that of word %r0. Two blocks of 64 threads; data has 130 words.
 HEAD = """
 .version 8.0
 .target sm_80
@@ -39,233 +38,234 @@ HEAD = """
 """
 
 
-def ptx(lines: str) -> str:
-    numbered = [f"  .loc 1 {i} 0\n  {line}" for i, line in enumerate(lines.strip().splitlines(), 1)]
-    return "\n".join([HEAD, *numbered, "  ret;", "}"])
+def source_lines(text: str) -> list[str]:
+    """A statement each; ``!`` is before the one that has to be reported."""
+    return [line.strip() for line in re.findall(r"[^;]*;|[^;]+$", text)]
+
+
+def ptx(text: str) -> str:
+    lines = (f"  .loc 1 {i} 0\n  {line.lstrip('! ')}" for i, line in enumerate(source_lines(text), 1))
+    return "\n".join([HEAD, *lines, "  ret;", "}"])
 
 
 @dataclass
 class Plant:
+    """faulty, right: statements of PTX, see ``source_lines``. thread: in block."""
+
     kind: str
     faulty: str
     right: str
-    block: int = 0
+    says: str = ""  # what else the report has to name
     thread: int = 0
-    says: str = ""  # a pattern of what else the report has to name
+    block: int = 0
 
 
-def copies(lines: str) -> str:
-    """Lines after which each thread of the first 16 copies 16 bytes of data to its place in the tile."""
-    return f"""mad.lo.u32 %r4, %r0, 16, %r2;
-mad.wide.u32 %d2, %r0, 16, %d0;
-setp.lt.u32 %p0, %r0, 16;
-@%p0 cp.async.ca.shared.global [%r4], [%d2], 16;
-cp.async.commit_group;
-{lines}"""
-
-
-FIRST_WARP = "setp.lt.u32 %p1, %r0, 32;\n"
-# The tile holds zeros, and %r4 is the address of a word that a thread of the other warp has written.
-ZEROED = (
-    "mov.b32 %r5, 0;\nst.shared.u32 [%r3], %r5;\nxor.b32 %r4, %r0, 32;\nmad.lo.u32 %r4, %r4, 4, %r2;\nbar.sync 0;\n"
-)
-ADDRESS = "0x[0-9a-f]+"
+# %r4: a place of 16 bytes in the tile for each of the first 16 threads, %d2 that of data.
+PLACES = "mad.lo.u32 %r4, %r0, 16, %r2; mad.wide.u32 %d2, %r0, 16, %d0; setp.lt.u32 %p0, %r0, 16;"
+COPY = PLACES + "@%p0 cp.async.ca.shared.global [%r4], [%d2], 16; cp.async.commit_group;"
+WARP_0 = "setp.lt.u32 %p1, %r0, 32;"
+# The tile holds zeros, %r4 is the address of a word of the other warp. Behind the barrier the warp that came last goes first.
+ZEROED = "mov.b32 %r5, 0; st.shared.u32 [%r3], %r5; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r2; bar.sync 0;"
+READ = "ld.shared.u32 %r5, [%r3];"
+GENERIC = "cvt.u64.u32 %d2, %r3; cvta.shared.u64 %d2, %d2;"
+SPIN = "AGAIN: ld.acquire.gpu.global.u32 %r4, [%d0]; setp.eq.u32 %p0, %r4, "
+ASSERTION = """{ .param .b64 a; .param .b64 b; .param .b32 c; .param .b64 d; .param .b64 e; st.param.b64 [a], 0; st.param.b64 [b], 0;
+st.param.b32 [c], 7; st.param.b64 [d], 0; st.param.b64 [e], 1; ! call.uni __assertfail, (a, b, c, d, e); }"""
 PLANTS = {
-    "load after the end of global memory": Plant(
-        "out of bounds", "ld.global.u32 %r4, [%d1+4]; // !", "ld.global.u32 %r4, [%d1];", 1, 63, ADDRESS
+    # bounds
+    "load behind global memory": Plant(
+        "out of bounds", "! ld.global.u32 %r4, [%d1+12];", "ld.global.u32 %r4, [%d1+8];", "'argument 0' + 520", 63, 1
     ),
-    "store before the begin of global memory": Plant(
-        "out of bounds", "st.global.u32 [%d1+-4], %r0; // !", "st.global.u32 [%d1], %r0;", 0, 0, ADDRESS
+    "store before global memory": Plant(
+        "out of bounds", "! st.global.u32 [%d1+-4], %r0;", "st.global.u32 [%d1], %r0;", "'argument 0' - 4"
     ),
-    "atomic after the end of global memory": Plant(
-        "out of bounds", "red.global.add.u32 [%d1+8], 1; // !", "red.global.add.u32 [%d1], 1;", 1, 62, ADDRESS
+    "atomic behind global memory": Plant(
+        "out of bounds", "! red.global.add.u32 [%d1+16], 1;", "red.global.add.u32 [%d1+8], 1;", "'argument 0' + 520", 62, 1
     ),
-    "vector that ends outside": Plant(
+    "copy from behind global memory": Plant(
         "out of bounds",
-        "mad.wide.u32 %d2, %r1, 8, %d0;\nld.global.v2.u32 {%r4, %r5}, [%d2]; // !",
-        "shr.u32 %r4, %r1, 1;\nmad.wide.u32 %d2, %r4, 8, %d0;\nld.global.v2.u32 {%r4, %r5}, [%d2];",
-        1,
-        0,
-        ADDRESS,
+        "! cp.async.ca.shared.global [%r3], [%d1+12], 4; cp.async.wait_all;",
+        "cp.async.ca.shared.global [%r3], [%d1+8], 4; cp.async.wait_all;",
+        "'argument 0' + 520", 63, 1,
     ),
-    "null pointer": Plant("out of bounds", "mov.u64 %d2, 0;\nld.u32 %r4, [%d2]; // !", "ld.u32 %r4, [%d1];"),
-    "store after the end of shared memory": Plant(
-        "out of bounds", "st.shared.u32 [%r3+4], %r0; // !", "st.shared.u32 [%r3], %r0;", 0, 63, ADDRESS
-    ),
-    "generic store after the end of shared memory": Plant(
+    "vector half outside": Plant(
         "out of bounds",
-        "cvt.u64.u32 %d2, %r3;\ncvta.shared.u64 %d2, %d2;\nst.u32 [%d2+128], %r0; // !",
-        "cvt.u64.u32 %d2, %r3;\ncvta.shared.u64 %d2, %d2;\nst.u32 [%d2], %r0;",
-        0,
-        32,
-        ADDRESS,
+        "and.b32 %r4, %r1, 124; mad.wide.u32 %d2, %r4, 4, %d0; ! ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%d2+16];",
+        "and.b32 %r4, %r1, 124; mad.wide.u32 %d2, %r4, 4, %d0; ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%d2];",
+        "16 bytes at buffer 'argument 0' + 512", 60, 1,
     ),
-    "store after the end of local memory": Plant(
-        "out of bounds", "st.local.u32 [stack+16], %r0; // !", "st.local.u32 [stack+12], %r0;", 0, 0
+    "null pointer": Plant("out of bounds", "mov.u64 %d2, 0; ! ld.u32 %r4, [%d2];", "ld.u32 %r4, [%d1];", "0x0"),
+    "store behind shared memory": Plant(
+        "out of bounds", "! st.shared.u32 [%r3+4], %r0;", "st.shared.u32 [%r3], %r0;", "byte 256", 63
     ),
+    "generic store behind shared memory": Plant(
+        "out of bounds", GENERIC + "! st.u32 [%d2+128], %r0;", GENERIC + "st.u32 [%d2], %r0;", "byte 256", 32
+    ),
+    "matrix behind shared memory": Plant(
+        "out of bounds",
+        "st.shared.u32 [%r3], %r0; bar.sync 0; mad.lo.u32 %r4, %r0, 16, %r2;"
+        "! ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r5, %r6, %r7, %r8}, [%r4];",
+        "st.shared.u32 [%r3], %r0; bar.sync 0; and.b32 %r4, %r0, 15; mad.lo.u32 %r4, %r4, 16, %r2;"
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r5, %r6, %r7, %r8}, [%r4];",
+        "byte 512", 32,
+    ),
+    "store behind local memory": Plant(
+        "out of bounds", "! st.local.u32 [stack+16], %r0;", "st.local.u32 [stack+12], %r0;", "byte 16 of local memory"
+    ),
+    # alignment
     "misaligned in global memory": Plant(
-        "misaligned",
-        "ld.global.v2.u32 {%r4, %r5}, [%d1]; // !",
-        "ld.global.u32 %r4, [%d1];",
-        0,
-        1,
-        ADDRESS,
+        "misaligned", "! ld.global.u32 %r4, [%d1+2];", "ld.global.u32 %r4, [%d1];", "address 0x"
     ),
-    "misaligned in shared memory": Plant(
+    "vector misaligned in shared memory": Plant(
         "misaligned",
-        "mad.lo.u32 %r4, %r0, 8, %r2;\nsetp.lt.u32 %p0, %r0, 16;\n@%p0 st.shared.v4.u32 [%r4], {%r0, %r0, %r0, %r0}; // !",
-        "mad.lo.u32 %r4, %r0, 16, %r2;\nsetp.lt.u32 %p0, %r0, 16;\n@%p0 st.shared.v4.u32 [%r4], {%r0, %r0, %r0, %r0};",
-        0,
-        1,
-        ADDRESS,
+        PLACES + "setp.lt.u32 %p0, %r0, 15; ! @%p0 st.shared.v4.u32 [%r4+8], {%r0, %r0, %r0, %r0};",
+        PLACES + "@%p0 st.shared.v4.u32 [%r4], {%r0, %r0, %r0, %r0};",
+        "address 0x",
     ),
+    # initialisation
     "shared memory that nobody wrote": Plant(
         "uninitialised",
-        FIRST_WARP + "@%p1 st.shared.u32 [%r3], %r0;\nbar.sync 0;\nld.shared.u32 %r4, [%r3]; // !",
-        "st.shared.u32 [%r3], %r0;\nbar.sync 0;\nld.shared.u32 %r4, [%r3];",
-        0,
-        32,
-        ADDRESS,
+        WARP_0 + "@%p1 st.shared.u32 [%r3], %r0; bar.sync 0; !" + READ,
+        "st.shared.u32 [%r3], %r0; bar.sync 0;" + READ,
+        "byte 128", 32,
     ),
     "local memory that nobody wrote": Plant(
         "uninitialised",
-        "st.local.u32 [stack], %r0;\nld.local.u32 %r4, [stack+4]; // !",
-        "st.local.u32 [stack+4], %r0;\nld.local.u32 %r4, [stack+4];",
+        "st.local.u32 [stack], %r0; ! ld.local.u32 %r4, [stack+4];",
+        "st.local.u32 [stack+4], %r0; ld.local.u32 %r4, [stack+4];",
+        "local memory at byte 4",
     ),
     "register that nobody set": Plant(
-        "uninitialised", "add.u32 %r4, %r5, 1; // !", "mov.u32 %r5, 1;\nadd.u32 %r4, %r5, 1;"
+        "uninitialised", "! add.u32 %r4, %r5, 1;", "mov.u32 %r5, 1; add.u32 %r4, %r5, 1;"
     ),
     "register that some lanes set": Plant(
         "uninitialised",
-        "setp.lt.u32 %p0, %r0, 37;\n@%p0 mov.u32 %r5, 1;\nadd.u32 %r4, %r5, 1; // !",
-        "setp.lt.u32 %p0, %r0, 37;\n@%p0 mov.u32 %r5, 1;\n@!%p0 mov.u32 %r5, 2;\nadd.u32 %r4, %r5, 1;",
-        0,
-        37,
+        "setp.lt.u32 %p0, %r0, 37; @%p0 mov.u32 %r5, 1; ! add.u32 %r4, %r5, 1;",
+        "setp.lt.u32 %p0, %r0, 37; @%p0 mov.u32 %r5, 1; @!%p0 mov.u32 %r5, 2; add.u32 %r4, %r5, 1;",
+        thread=37,
     ),
     "register that was moved before it was set": Plant(
-        "uninitialised",
-        "mov.b32 %r5, %r6;\nst.global.u32 [%d1], %r5; // !",
-        "mov.b32 %r5, %r6;\nst.global.u32 [%d1], %r0;",
+        "uninitialised", "mov.b32 %r5, %r6; ! st.global.u32 [%d1], %r5;", "mov.b32 %r5, %r6; st.global.u32 [%d1], %r0;"
     ),
     "guard that nobody set": Plant(
-        "uninitialised", "@%p3 mov.u32 %r5, 1; // !", "setp.eq.u32 %p3, %r0, 0;\n@%p3 mov.u32 %r5, 1;"
+        "uninitialised", "! @%p3 mov.u32 %r5, 1;", "setp.eq.u32 %p3, %r0, 0; @%p3 mov.u32 %r5, 1;"
     ),
-    "two warps that write the same word": Plant(
+    # races
+    "warps that write the same word": Plant(
         "race",
-        "and.b32 %r4, %r0, 31;\nmad.lo.u32 %r4, %r4, 4, %r2;\nst.shared.u32 [%r4], %r0; // !",
+        "and.b32 %r4, %r0, 31; mad.lo.u32 %r4, %r4, 4, %r2; ! st.shared.u32 [%r4], %r0;",
         "st.shared.u32 [%r3], %r0;",
-        0,
-        32,
-        ADDRESS,
+        "byte 0 by warp 1, after a write by warp 0", 32,
+    ),
+    "written, then read by another warp": Plant(
+        "race",
+        WARP_0 + ZEROED + "@!%p1 st.shared.u32 [%r3], %r0; ! @%p1 ld.shared.u32 %r5, [%r4];",
+        WARP_0 + ZEROED + "@!%p1 st.shared.u32 [%r3], %r0; bar.sync 0; @%p1 ld.shared.u32 %r5, [%r4];",
+        "byte 128 by warp 0, after a write by warp 1",
     ),
     "read, then written by another warp": Plant(
         "race",
-        ZEROED
-        + "ld.shared.u32 %r5, [%r4];\nld.shared.u32 %r6, [%r4];\nbar.warp.sync 0xffffffff;\nst.shared.u32 [%r3], %r5; // !",
-        ZEROED + "ld.shared.u32 %r5, [%r4];\nbar.sync 0;\nst.shared.u32 [%r3], %r5;",
-        0,
-        32,
-        ADDRESS,
+        WARP_0 + ZEROED + "@!%p1 ld.shared.u32 %r5, [%r4]; ! @%p1 st.shared.u32 [%r3], %r0;",
+        WARP_0 + ZEROED + "@!%p1 ld.shared.u32 %r5, [%r4]; bar.sync 0; @%p1 st.shared.u32 [%r3], %r0;",
+        "byte 0 by warp 0, after a read by warp 1",
+    ),
+    "barrier that does not name the reader": Plant(
+        "race",
+        WARP_0 + ZEROED + "@!%p1 st.shared.u32 [%r3], %r0; @!%p1 bar.sync 1, 32; ! @%p1 ld.shared.u32 %r5, [%r4];",
+        WARP_0 + ZEROED + "@!%p1 st.shared.u32 [%r3], %r0; bar.sync 1, 64; @%p1 ld.shared.u32 %r5, [%r4];",
+        "byte 128 by warp 0, after a write by warp 1",
+    ),
+    "lanes that write the same word": Plant(
+        "race", "! st.shared.u32 [%r2], %r0;", "mov.b32 %r5, 1; setp.lt.u32 %p0, %r0, 32; @%p0 st.shared.u32 [%r2], %r5;"
     ),
     "blocks that write the same word": Plant(
-        "race", "st.global.u32 [%d0], %r0; // !", "red.global.add.u32 [%d0], %r0;", 1, 0, ADDRESS
+        "race",
+        "mov.u32 %r4, %ctaid.x; ! st.global.u32 [%d0], %r4;",
+        "mov.u32 %r4, %ctaid.x; red.global.add.u32 [%d0], %r4;",
+        "'argument 0' + 0 by block 1, after a write by block 0",
+        block=1,
     ),
     "block that reads what another writes": Plant(
         "race",
-        "st.global.u32 [%d1], %r0;\nld.global.u32 %r4, [%d0]; // !",
-        "st.global.u32 [%d1], %r0;\nld.global.u32 %r4, [%d1];",
-        1,
-        0,
-        ADDRESS,
+        "st.global.u32 [%d1], %r0; ! ld.global.u32 %r4, [%d0];",
+        "st.global.u32 [%d1], %r0; ld.global.u32 %r4, [%d1];",
+        "'argument 0' + 0 by block 1, after a write by block 0",
+        block=1,
     ),
+    # asynchronous copies
     "copy that nobody waited for": Plant(
-        "uninitialised",
-        copies("bar.sync 0;\nld.shared.u32 %r5, [%r3]; // !"),
-        copies("cp.async.wait_group 0;\nbar.sync 0;\nld.shared.u32 %r5, [%r3];"),
-        0,
-        0,
-        ADDRESS,
+        "race", COPY + "bar.sync 0; !" + READ, COPY + "cp.async.wait_group 0; bar.sync 0;" + READ, "byte 128", 32
     ),
-    "copy of a younger group": Plant(
-        "uninitialised",
-        copies("cp.async.wait_group 1;\nbar.sync 0;\nld.shared.u32 %r5, [%r3]; // !"),
-        copies("cp.async.commit_group;\ncp.async.wait_group 1;\nbar.sync 0;\nld.shared.u32 %r5, [%r3];"),
-        0,
-        0,
-        ADDRESS,
-    ),
-    "copy over words that were read": Plant(
+    "wait for an older group": Plant(
         "race",
-        "st.shared.u32 [%r3], %r0;\nbar.sync 0;\n" + copies("ld.shared.u32 %r5, [%r3]; // !\ncp.async.wait_all;"),
-        "st.shared.u32 [%r3], %r0;\nbar.sync 0;\n"
-        + copies("cp.async.wait_all;\nbar.sync 0;\nld.shared.u32 %r5, [%r3];"),
-        0,
-        0,
-        ADDRESS,
+        COPY + "cp.async.wait_group 1; bar.sync 0; !" + READ,
+        COPY + "cp.async.commit_group; cp.async.wait_group 1; bar.sync 0;" + READ,
+        "byte 128", 32,
+    ),
+    "copy that was not committed": Plant(
+        "race",
+        PLACES + "@%p0 cp.async.ca.shared.global [%r4], [%d2], 16; cp.async.wait_group 0; bar.sync 0; !" + READ,
+        PLACES + "@%p0 cp.async.ca.shared.global [%r4], [%d2], 16; cp.async.wait_all; bar.sync 0;" + READ,
+        "byte 128", 32,
     ),
     "wait without a barrier behind it": Plant(
         "race",
-        copies("cp.async.wait_group 0;\nld.shared.u32 %r5, [%r3]; // !"),
-        copies("cp.async.wait_group 0;\nbar.sync 0;\nld.shared.u32 %r5, [%r3];"),
-        0,
-        32,
-        ADDRESS,
+        COPY + "cp.async.wait_group 0; !" + READ,
+        COPY + "cp.async.wait_group 0; bar.sync 0;" + READ,
+        "byte 128 by warp 1, after a write by warp 0", 32,
     ),
-    "copy at the end": Plant("unfinished copy", copies(""), copies("cp.async.wait_all;")),
+    "copy over what another warp reads": Plant(
+        "race",
+        ZEROED + READ + PLACES + "! @%p0 cp.async.ca.shared.global [%r4], [%d2], 16; cp.async.wait_all;",
+        ZEROED + READ + "bar.sync 0;" + PLACES + "@%p0 cp.async.ca.shared.global [%r4], [%d2], 16; cp.async.wait_all;",
+        "byte 128 by warp 0, after a read by warp 1", 8,
+    ),
+    "copy at the end": Plant("unfinished copy", COPY, COPY + "cp.async.wait_all;", "byte 0"),
+    # barriers
     "barrier in one branch of a warp": Plant(
         "deadlock",
-        "setp.lt.u32 %p0, %r0, 16;\n@%p0 bar.sync 0;\n@!%p0 bar.warp.sync 0xffffffff; // !",
-        FIRST_WARP + "@%p1 bar.sync 0;\n@!%p1 bar.sync 0;",
+        "setp.lt.u32 %p0, %r0, 16; ! @%p0 bar.sync 0; @!%p0 bar.warp.sync 0xffffffff;",
+        "bar.sync 0; bar.warp.sync 0xffffffff;",
     ),
     "barrier that a warp does not come to": Plant(
         "barrier divergence",
-        FIRST_WARP + "@%p1 bar.sync 1, 64; // !",
-        FIRST_WARP + "@%p1 bar.sync 1, 32;\nbar.sync 0;",
-        0,
-        0,
-        "64",
+        WARP_0 + "! @%p1 bar.sync 1, 64;",
+        WARP_0 + "@%p1 bar.sync 1, 64; @!%p1 bar.arrive 1, 64;",
+        "waits for 64 threads, 32 have come",
     ),
     "barriers with different counts": Plant(
         "barrier divergence",
-        FIRST_WARP + "@%p1 bar.sync 1, 64;\n@!%p1 bar.sync 1, 32; // !",
-        FIRST_WARP + "@%p1 bar.sync 1, 64;\n@!%p1 bar.sync 1, 64;",
-        0,
-        32,
+        WARP_0 + "@%p1 bar.sync 1, 64; ! @!%p1 bar.sync 1, 32;",
+        WARP_0 + "@%p1 bar.sync 1, 64; @!%p1 bar.sync 1, 64;",
+        thread=32,
     ),
     "lane that is not of the mask": Plant(
         "barrier divergence",
-        "shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffff; // !",
+        "! shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffff;",
         "shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffffffff;",
-        0,
-        16,
+        "0000ffff", 16,
     ),
     "mask of lanes that wait elsewhere": Plant(
         "deadlock",
-        "setp.lt.u32 %p0, %r0, 8;\n@%p0 shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffffffff;\n@!%p0 bar.warp.sync 0xffffffff; // !",
-        "setp.lt.u32 %p0, %r0, 32;\nshfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffffffff;\nbar.warp.sync 0xffffffff;",
+        "setp.lt.u32 %p0, %r0, 8; ! @%p0 shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffffffff; @!%p0 bar.warp.sync 0xffffffff;",
+        "shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffffffff; bar.warp.sync 0xffffffff;",
     ),
-    "flag that nobody sets": Plant(
-        "deadlock",
-        "AGAIN: ld.acquire.gpu.global.u32 %r4, [%d0];\nsetp.eq.u32 %p0, %r4, 0;\n@%p0 bra AGAIN;",
-        "AGAIN: ld.acquire.gpu.global.u32 %r4, [%d0];\nsetp.eq.u32 %p0, %r4, 1;\n@%p0 bra AGAIN;",
-    ),
-    "trap": Plant("trap", "setp.eq.u32 %p0, %r1, 70;\n@%p0 trap; // !", "setp.eq.u32 %p0, %r1, 700;\n@%p0 trap;", 1, 6),
+    "flag that nobody sets": Plant("deadlock", SPIN + "0; @%p0 bra AGAIN;", SPIN + "1; @%p0 bra AGAIN;"),
+    # ends
+    "trap": Plant("trap", "setp.eq.u32 %p0, %r1, 70; ! @%p0 trap;", "setp.eq.u32 %p0, %r1, 700; @%p0 trap;", "", 6, 1),
     "assertion": Plant(
         "trap",
-        "setp.ne.u32 %p0, %r1, 3;\n@%p0 bra FINE;\n"
-        "{ .param .b64 a; .param .b64 b; .param .b32 c; .param .b64 d; .param .b64 e; st.param.b64 [a], 0; st.param.b64 [b], 0; "
-        "st.param.b32 [c], 7; st.param.b64 [d], 0; st.param.b64 [e], 1; call.uni __assertfail, (a, b, c, d, e); } // !\nFINE:",
-        "setp.ne.u32 %p0, %r1, 300;\n@%p0 bra FINE;\ntrap;\nFINE:",
-        0,
-        3,
+        "setp.ne.u32 %p0, %r1, 3; @%p0 bra FINE;" + ASSERTION + "FINE:",
+        "setp.ne.u32 %p0, %r1, 300; @%p0 bra FINE;" + ASSERTION + "FINE:",
+        "assertion", 3,
     ),
-}
+}  # fmt: skip
 
 
-def launch(lines: str) -> None:
-    data = torch.zeros(128, dtype=torch.int32)
+def launch(text: str) -> None:
+    data = torch.zeros(130, dtype=torch.int32)
     with ptxvm(max_instructions=10000):
-        Module(ptx(lines)).launch("planted", 2, 64, data)
+        Module(ptx(text)).launch("planted", 2, 64, data)
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -275,13 +275,12 @@ def test_faulty(name: str) -> None:
         launch(plant.faulty)
     report = str(caught.value)
     assert report.startswith(f"{plant.kind}: ")
-    assert "kernel planted" in report
-    assert f"block ({plant.block}, 0, 0)" in report
-    assert f"thread ({plant.thread}, 0, 0)" in report
-    assert re.search(plant.says, report)
-    for number, line in enumerate(plant.faulty.splitlines(), 1):
-        if line.endswith("// !"):
-            assert f"planted.cu:{number} " in report
+    assert "kernel planted, " in report
+    assert f"block ({plant.block}, 0, 0), thread ({plant.thread}, 0, 0)" in report
+    assert plant.says in report
+    lines = source_lines(plant.faulty)
+    if marked := [i for i, line in enumerate(lines, 1) if line.startswith("!")]:
+        assert f" planted.cu:{marked[0]} " in report
 
 
 @pytest.mark.parametrize("name", PLANTS)
