@@ -1,7 +1,7 @@
 """Which barriers, waits and commits of a kernel would nobody miss? Each is left out in turn, and the machine looks.
 
-Synchronisation that can be left out unnoticed is superfluous, or the calls did not need it, or the machine is blind for it: a
-measure of kernels, tests and machine alike.
+What can be left out unnoticed is superfluous, or no call needed it, or the machine is blind there: a measure of kernels, tests
+and machine alike.
 """
 
 from __future__ import annotations
@@ -17,26 +17,31 @@ def undetected_deletions(
     kernel: str,
     synchronisations: Iterable[dict[str, Any]],
     seeds: Sequence[int | None] = (None, 1, 2),
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Run once for each synchronising instruction, without it.
+    """Leave out each synchronising instruction that ``run`` executes, and list those that nobody missed.
 
     Args:
-        run: launches ``kernel`` and raises if something is wrong: a ``KernelFault``, or an ``AssertionError`` for an
-            answer that is not what it was.
-        synchronisations: those to leave out, as ``Module.synchronisations(kernel)`` lists them.
-        seeds: schedules under which each deletion is looked for, see ``ptxvm``.
+        run: launches ``kernel`` and raises if something is wrong: the machine a ``KernelFault``, ``run`` itself an
+            ``AssertionError`` for a wrong answer.
+        synchronisations: of the kernel, as ``Module.synchronisations`` lists them.
+        seeds, options: each deletion is looked for under all of these schedules, see ``ptxvm``.
 
     Returns:
-        Those after whose deletion ``run`` raised nothing under any schedule.
+        Those without which ``run`` raised nothing under any schedule.
     """
+    with emulation.ptxvm(**options) as machine:
+        run()
+        launches = [launch for launch in machine.launches if launch["kernel"] == kernel]
+    executed = {index for launch in launches for index, times in launch["synchronisations"] if times}
 
-    def unnoticed(index: int) -> bool:
+    def missed(index: int) -> bool:
         try:
             for seed in seeds:
-                with emulation.ptxvm(seed, skip_kernel=kernel, skip_instruction=index):
+                with emulation.ptxvm(seed, skip_kernel=kernel, skip_instruction=index, **options):
                     run()
         except (emulation.KernelFault, AssertionError):
-            return False
-        return True
+            return True
+        return False
 
-    return [each for each in synchronisations if unnoticed(each["index"])]
+    return [each for each in synchronisations if each["index"] in executed and not missed(each["index"])]

@@ -30,6 +30,7 @@ HEAD = """
   .local .align 16 .b8 stack[16];
   ld.param.u64 %d0, [data];
   mov.u32 %r0, %tid.x;
+  mov.u32 %r6, %tid.x;
   mov.u32 %r1, %ctaid.x;
   mad.lo.u32 %r1, %r1, 64, %r0;
   mad.wide.u32 %d1, %r1, 4, %d0;
@@ -60,8 +61,9 @@ class Plant:
     block: int = 0
 
 
-# %r4: a place of 16 bytes in the tile for each of the first 16 threads, %d2 that of data.
-PLACES = "mad.lo.u32 %r4, %r0, 16, %r2; mad.wide.u32 %d2, %r0, 16, %d0; setp.lt.u32 %p0, %r0, 16;"
+# %r4: a place of 16 bytes in the tile for each of 16 threads (%p0), %d2 that of data; the first threads, or the last ones.
+PLACES = "mad.lo.u32 %r4, %r6, 16, %r2; mad.wide.u32 %d2, %r6, 16, %d0; setp.lt.u32 %p0, %r6, 16;"
+LAST = "sub.u32 %r6, 63, %r0;"
 COPY = PLACES + "@%p0 cp.async.ca.shared.global [%r4], [%d2], 16; cp.async.commit_group;"
 WARP_0 = "setp.lt.u32 %p1, %r0, 32;"
 # The tile holds zeros, %r4 is the address of a word of the other warp. Behind the barrier the warp that came last goes first.
@@ -90,8 +92,8 @@ PLANTS = {
     ),
     "vector half outside": Plant(
         "out of bounds",
-        "and.b32 %r4, %r1, 124; mad.wide.u32 %d2, %r4, 4, %d0; ! ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%d2+16];",
-        "and.b32 %r4, %r1, 124; mad.wide.u32 %d2, %r4, 4, %d0; ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%d2];",
+        "and.b32 %r4, %r1, 124; mad.wide.u32 %d2, %r4, 4, %d0; ! ld.global.v4.u32 {%r8, %r9, %r10, %r11}, [%d2+16];",
+        "and.b32 %r4, %r1, 124; mad.wide.u32 %d2, %r4, 4, %d0; ld.global.v4.u32 {%r8, %r9, %r10, %r11}, [%d2];",
         "16 bytes at buffer 'argument 0' + 512", 60, 1,
     ),
     "null pointer": Plant("out of bounds", "mov.u64 %d2, 0; ! ld.u32 %r4, [%d2];", "ld.u32 %r4, [%d1];", "0x0"),
@@ -145,7 +147,7 @@ PLANTS = {
         thread=37,
     ),
     "register that was moved before it was set": Plant(
-        "uninitialised", "mov.b32 %r5, %r6; ! st.global.u32 [%d1], %r5;", "mov.b32 %r5, %r6; st.global.u32 [%d1], %r0;"
+        "uninitialised", "mov.b32 %r5, %r7; ! st.global.u32 [%d1], %r5;", "mov.b32 %r5, %r7; st.global.u32 [%d1], %r0;"
     ),
     "guard that nobody set": Plant(
         "uninitialised", "! @%p3 mov.u32 %r5, 1;", "setp.eq.u32 %p3, %r0, 0; @%p3 mov.u32 %r5, 1;"
@@ -210,9 +212,9 @@ PLANTS = {
     ),
     "wait without a barrier behind it": Plant(
         "race",
-        COPY + "cp.async.wait_group 0; !" + READ,
-        COPY + "cp.async.wait_group 0; bar.sync 0;" + READ,
-        "byte 128 by warp 1, after a write by warp 0", 32,
+        ZEROED + LAST + COPY + "cp.async.wait_group 0; !" + READ,
+        ZEROED + LAST + COPY + "cp.async.wait_group 0; bar.sync 0;" + READ,
+        "byte 0 by warp 0, after a write by warp 1",
     ),
     "copy over what another warp reads": Plant(
         "race",
@@ -262,9 +264,9 @@ PLANTS = {
 }  # fmt: skip
 
 
-def launch(text: str) -> None:
+def launch(text: str, seed: int | None = None) -> None:
     data = torch.zeros(130, dtype=torch.int32)
-    with ptxvm(max_instructions=10000):
+    with ptxvm(seed, max_instructions=10000):
         Module(ptx(text)).launch("planted", 2, 64, data)
 
 
@@ -284,5 +286,13 @@ def test_faulty(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLANTS)
+def test_faulty_in_any_order(name: str) -> None:
+    for seed in range(5):
+        with pytest.raises(KernelFault, match=f"^{PLANTS[name].kind}: "):
+            launch(PLANTS[name].faulty, seed)
+
+
+@pytest.mark.parametrize("name", PLANTS)
 def test_right(name: str) -> None:
-    launch(PLANTS[name].right)
+    for seed in (None, *range(5)):
+        launch(PLANTS[name].right, seed)
