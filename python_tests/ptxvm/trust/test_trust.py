@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from lumos_engine.testing.deletions import undetected_deletions
 from lumos_engine.testing.emulation import Module, ptxvm
 
 from . import cases, compilers
@@ -21,6 +23,7 @@ from . import cases, compilers
 pytestmark = pytest.mark.slow
 
 SCHEDULES = [None, 1, 2, 3]
+DELETED = ["matmul_bf16", "attention", "gemm_bf16_tn", "gemm_fp16_nn_split_k", "gemm_device", "attention_bf16_64"]
 
 TRITON: dict[str, Callable[[], cases.Call]] = {
     "vector_add": cases.vector_add,
@@ -63,46 +66,58 @@ def attention_ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
     return compilers.cutlass_ptx("cutlass_attention.cu", tmp_path_factory.mktemp("cutlass"))
 
 
-@pytest.mark.parametrize("name", TRITON)
-def test_triton(name: str, triton_folder: Path) -> None:
-    module = Module((triton_folder / f"{name}.ptx").read_text())
-    [kernel] = module.kernels
-    check(name, module, kernel, TRITON[name], int((triton_folder / f"{name}.shared").read_text()))
+@dataclass
+class Subject:
+    module: Module
+    kernel: str
+    make: Callable[[], cases.Call]
+    shared_bytes: int
+
+    def run(self) -> cases.Call:
+        """Launches in the machine as it is set up. Raises AssertionError if an answer is not what fp64 says."""
+        torch.manual_seed(0)
+        call = self.make()
+        shared_bytes = call.shared_bytes or self.shared_bytes
+        self.module.launch(self.kernel, call.grid, call.block, *call.arguments, shared_bytes=shared_bytes)
+        assert max(call.errors().values()) <= call.bound, f"difference from fp64, by argument: {call.errors()}"
+        return call
 
 
-@pytest.mark.parametrize("name", GEMM)
-def test_cutlass_gemm(name: str, gemm_ptx: str) -> None:
-    check_cutlass(name, gemm_ptx, GEMM[name])
-
-
-@pytest.mark.parametrize("name", ATTENTION)
-def test_cutlass_attention(name: str, attention_ptx: str) -> None:
-    check_cutlass(name, attention_ptx, ATTENTION[name])
-
-
-def check_cutlass(name: str, ptx: str, make: Callable[[], cases.Call]) -> None:
+@pytest.fixture
+def subject(name: str, request: pytest.FixtureRequest) -> Subject:
+    if name in TRITON:
+        folder = request.getfixturevalue("triton_folder")
+        module = Module((folder / f"{name}.ptx").read_text())
+        [kernel] = module.kernels
+        return Subject(module, kernel, TRITON[name], int((folder / f"{name}.shared").read_text()))
+    ptx = request.getfixturevalue("gemm_ptx" if name in GEMM else "attention_ptx")
     module = Module(ptx)
-    [kernel] = [each for each in module.kernels if re.fullmatch(rf"{name}|_Z\d+{name}\D.*", each)]
+    [kernel] = [each for each in module.kernels if re.fullmatch(rf"{name}|_Z\d+{name}I.*", each)]
     size = re.search(rf"{name}_shared_bytes = (\d+);", ptx)
-    check(name, module, kernel, make, int(size[1]) if size else 0)
+    return Subject(module, kernel, (GEMM | ATTENTION)[name], int(size[1]) if size else 0)
 
 
-def check(name: str, module: Module, kernel: str, make: Callable[[], cases.Call], shared_bytes: int) -> None:
+@pytest.mark.parametrize("name", TRITON | GEMM | ATTENTION)
+def test_close_to_fp64_with_the_same_bits_in_any_order(name: str, subject: Subject) -> None:
     answers = []
     for seed in SCHEDULES:
-        torch.manual_seed(0)
-        call = make()
-        with ptxvm(seed=seed, resident_blocks=1 if seed is None else 4) as machine:
-            module.launch(
-                kernel, call.grid, call.block, *call.arguments, shared_bytes=call.shared_bytes or shared_bytes
-            )
+        with ptxvm(seed, resident_blocks=1 if seed is None else 4) as machine:
+            call = subject.run()
             launch = machine.launches[-1]
-        errors = call.errors()
-        assert max(errors.values()) <= call.bound, f"argument: error {errors} of schedule {seed}"
         answers.append([call.arguments[i] for i in call.expected])
         if seed is None:
             instructions = sum(line["instructions"] for line in launch["lines"])
-            print(f"| {name} | {instructions:,} | {launch['seconds']:.3f} | {max(errors.values()):.1e} |")
+            error = max(call.errors().values())
+            print(f"| {name} | {instructions:,} | {launch['seconds']:.3f} | {error:.1e} |")
     for other in answers[1:]:
         for x, y in zip(answers[0], other, strict=True):
             assert torch.equal(x.view(torch.uint8), y.view(torch.uint8)), "another schedule gave other bits"
+
+
+@pytest.mark.parametrize("name", DELETED)
+def test_no_synchronisation_is_missed_by_nobody(name: str, subject: Subject) -> None:
+    all_of_them = subject.module.synchronisations(subject.kernel)
+    found = undetected_deletions(subject.run, subject.kernel, all_of_them)
+    print(f"{name}: {len(all_of_them)} synchronisations, {len(found)} deletions unnoticed")
+    for each in found:
+        print(f"  {each['opcode']} {each['file']}:{each['line']} (instruction {each['index']})")
