@@ -37,6 +37,23 @@ uint32_t special(const std::string& name, const Block& block, int warp, int lane
   return 0;  // %smid
 }
 
+// All lanes wait inside .sync instructions, none for what another could still do. Sets the place and lanes to report.
+Fault stuck(const Warp& warp, int32_t* pc, uint32_t* lanes) {
+  *pc = warp.pc[__builtin_ctz(warp.waiting)];
+  *lanes = 0;
+  std::string others;
+  for_lanes(warp.waiting, [&](int lane) {
+    if (warp.pc[lane] == *pc) {
+      *lanes |= 1u << lane;
+    } else {
+      others +=
+          format("%s%d at %s", others.empty() ? "" : ", ", lane, warp.block->kernel.location(warp.pc[lane]).c_str());
+    }
+  });
+  return Fault("deadlock", format("lanes %08x wait for others of their warp%s%s", *lanes,
+                                  others.empty() ? ", which have ended" : ", which wait themselves: ", others.c_str()));
+}
+
 }  // namespace
 
 BlockMemory& memory_of(Warp& warp) { return warp.block->memory; }
@@ -142,10 +159,7 @@ Block::State Block::run_warp(Warp* pointer, uint64_t quantum) {
       const uint32_t runnable = warp.live & ~warp.waiting;
       if (!runnable) {
         if (!warp.live) return leave(State::ended);
-        pc = warp.pc[__builtin_ctz(warp.waiting)];
-        mask = warp.waiting;
-        throw Fault("deadlock", format("lanes %08x wait for lanes %08x of their warp, which wait elsewhere",
-                                       warp.waiting, warp.live & ~warp.waiting));
+        throw stuck(warp, &pc, &mask);
       }
       pc = INT_MAX;
       for_lanes(runnable, [&](int lane) {

@@ -9,6 +9,7 @@ namespace lumos::ptxvm {
 namespace {
 
 constexpr int kMaxInt = std::numeric_limits<int>::max();
+constexpr int kMaxNesting = 100;  // a name is looked for in every scope around it
 
 }  // namespace
 
@@ -24,7 +25,7 @@ void BodyParser::parse() {
   scopes_.open();
   while (num_open > 0) {
     if (cursor_.accept("{")) {
-      ++num_open;
+      if (++num_open > kMaxNesting) fail(cursor_.line(), "braces are nested too deeply");
       scopes_.open();
     } else if (cursor_.accept("}")) {
       --num_open;
@@ -37,12 +38,6 @@ void BodyParser::parse() {
       instruction();
     }
   }
-  // Who falls off the end returns; so an instruction follows every label.
-  Instruction end;
-  end.name = "ret";
-  end.location = location_;
-  end.location.ptx_line = cursor_.line();
-  function_.instructions.push_back(end);
   resolve_all();
 }
 
@@ -187,7 +182,12 @@ Operand BodyParser::operand() {
 }
 
 Operand BodyParser::element() {
-  if (cursor_.is_word()) return named();
+  if (cursor_.is_word()) {
+    const int line = cursor_.line();
+    Operand made = named();
+    if (cursor_.accept("+")) add_offset(&made, line);
+    return made;
+  }
   if (!cursor_.accept("!")) return read_immediate(&cursor_);
   Operand made;
   made.kind = Operand::Kind::reg;
@@ -204,14 +204,20 @@ Operand BodyParser::address() {
   if (made.kind != Operand::Kind::reg && made.kind != Operand::Kind::symbol && made.kind != Operand::Kind::integer) {
     fail(line, "bad address");
   }
+  made.kind = Operand::Kind::address;
   while (!cursor_.accept("]")) {
     if (!cursor_.is("-")) cursor_.expect("+");
-    const Operand offset = read_immediate(&cursor_);
-    if (offset.kind != Operand::Kind::integer) fail(line, "bad address");
-    made.bits = static_cast<int64_t>(static_cast<uint64_t>(made.bits) + static_cast<uint64_t>(offset.bits));
+    add_offset(&made, line);
   }
-  made.kind = Operand::Kind::address;
   return made;
+}
+
+void BodyParser::add_offset(Operand* operand, int line) {
+  resolve(operand, line);
+  const Operand offset = read_immediate(&cursor_);
+  const bool has_offset = operand->kind == Operand::Kind::address || operand->kind == Operand::Kind::symbol;
+  if (!has_offset || offset.kind != Operand::Kind::integer) fail(line, "bad address");
+  operand->bits = static_cast<int64_t>(static_cast<uint64_t>(operand->bits) + static_cast<uint64_t>(offset.bits));
 }
 
 Operand BodyParser::named() {

@@ -41,6 +41,7 @@ class BodyParser {
   Operand operand();
   Operand element();
   Operand address();
+  void add_offset(Operand* operand, int line);
   Operand named();
   int predicate();
   std::string label_named(const std::string& name, int scope, int line);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,13 +13,13 @@
 namespace lumos::ptxvm {
 
 struct Buffer {
-  const uint8_t* begin;
-  size_t num_bytes;
+  const uint8_t* begin = nullptr;
+  size_t num_bytes = 0;
   std::string name;
-  bool writable;
-  std::unique_ptr<uint32_t, void (*)(void*)> histories{nullptr, nullptr};  // of its granules: see GlobalRaces
+  bool writable = false;
+  std::unique_ptr<uint32_t, decltype(&std::free)> histories{nullptr, std::free};  // of its granules: see GlobalRaces
 
-  // Of bytes that touch nothing else, if there are `bytes` of them from `address` on.
+  const uint8_t* end() const { return begin + num_bytes; }
   bool holds(uint64_t address, uint64_t bytes) const {
     const uint64_t offset = address - reinterpret_cast<uint64_t>(begin);
     return offset < num_bytes && bytes <= num_bytes - offset;

@@ -15,34 +15,34 @@
 
 namespace lumos::ptxvm {
 
-// clocks[i]: of block i, what it did up to then; missing ones are 0.
+// [i]: of block i, what it did up to then; those that are missing are 0.
 using BlockClocks = std::vector<uint32_t>;
 
-// What a block is ordered after, and what others may come to be.
+// What a running block is ordered after, and what others may come to be.
 struct BlockOrder {
   uint32_t block = 0, clock = 1;
-  uint32_t oldest = 1;   // the first history that this block can occur in
-  BlockClocks known;     // ordered before what this block does now
-  BlockClocks fenced;    // ordered before its last fence, which its strong writes release
-  BlockClocks observed;  // released by what its strong reads saw, which its next fence acquires
+  uint32_t oldest = 1;        // histories below it are of other blocks that this one is not ordered after
+  BlockClocks known;          // what comes before all that the block does from now on
+  BlockClocks fenced;         // `known` at its last fence, which its strong writes release,
+  uint32_t fenced_clock = 0;  // and its own clock then, 0 = there was none
+  BlockClocks observed;       // released by what its strong reads saw, for its next fence to acquire
   Steps steps;
 };
 
 class GlobalRaces {
  public:
-  // For one launch. granule_bytes: 1, 2 or 4; no store of the kernel is narrower.
+  // For one launch. granule_bytes: 1, 2 or 4; no write of the kernel is narrower.
   explicit GlobalRaces(uint32_t granule_bytes);
 
-  void begin_block(BlockOrder& order, int64_t block);
-  // Checks and records an access to [address, address + num_bytes) of the buffer.
-  void access(BlockOrder& order, Kind kind, Buffer& buffer, const uint8_t* begin, uint32_t num_bytes);
-  void fence(BlockOrder& order);
-  // Around a strong access to `address`.
-  void release(BlockOrder& order, uint64_t address);
-  void acquire(BlockOrder& order, uint64_t address);
+  void begin_block(BlockOrder* order, int64_t block);
+  // Checks and records the accesses of these lanes to `row_bytes` each, which lie in the buffer and are aligned.
+  void access(BlockOrder* order, Kind kind, Buffer* buffer, uint32_t mask, const uint64_t* offsets, uint32_t row_bytes);
+  void fence(BlockOrder* order);
+  void release(const BlockOrder& order, uint64_t address);
+  void acquire(BlockOrder* order, uint64_t address);
 
  private:
-  uint32_t checked(BlockOrder& order, uint32_t history, Kind kind, const Buffer& buffer, size_t offset);
+  uint32_t checked(BlockOrder* order, uint32_t history, Kind kind, const Buffer& buffer, uint64_t offset, int lane);
 
   uint32_t granule_log2_;
   Histories histories_{1};

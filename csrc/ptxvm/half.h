@@ -77,6 +77,7 @@ inline float widen<Bfloat>(uint32_t bits) {
 // A value of type f16 or bf16 as functions of lanes get it; made of its bits, or of a float rounded to nearest.
 template <class F>
 struct Narrow {
+  using Format = F;
   Narrow() = default;
   explicit Narrow(uint32_t bits) : bits(static_cast<uint16_t>(bits)) {}
   explicit Narrow(float x) : Narrow(narrow<F, Rounding::nearest_even>(x)) {}

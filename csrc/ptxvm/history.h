@@ -5,15 +5,23 @@
 // a table of granules is one uint32_t each, and the step "history, access -> history" can be remembered: see Steps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#include "ptxvm/instruction.h"
 
 namespace lumos::ptxvm {
 
 // One bit each. Strong accesses are atomics, and loads and stores that are volatile, relaxed, acquire or release.
 enum Kind : uint8_t { kRead = 1, kWrite = 2, kStrongWrite = 4, kStrongRead = 8 };
-const char* kind_name(Kind kind);
+inline const char* kind_name(Kind kind) {
+  return kind == kRead         ? "read"
+         : kind == kWrite      ? "write"
+         : kind == kStrongRead ? "strong read"
+                               : "atomic access or strong write";
+}
 
 inline constexpr uint8_t conflicts_of(Kind kind) {
   return kind == kWrite ? 15 : kind == kRead ? kWrite | kStrongWrite : kind == kStrongWrite ? kRead | kWrite : kWrite;
@@ -31,9 +39,9 @@ class Histories {
  public:
   explicit Histories(uint32_t first) : first_(first) {}
   uint32_t next() const { return first_ + uint32_t(nodes_.size()); }
-  // Numbers given so far are not used again, and their lists are gone.
-  void forget() {
-    first_ = next();
+  // Forgets all of them; the next one gets the number `first`.
+  void restart(uint32_t first) {
+    first_ = first;
     nodes_.clear();
   }
 
@@ -45,11 +53,16 @@ class Histories {
                  PastAccess* conflict);
 
  private:
-  PastAccess& node(uint32_t history) { return nodes_[history - first_]; }
-  uint32_t push(uint32_t before, uint32_t agent, uint32_t clock, Kind kind);
+  const PastAccess& node(uint32_t history) const { return nodes_[history - first_]; }
+  uint32_t push(uint32_t before, uint32_t agent, uint32_t clock, Kind kind) {
+    const auto kinds = static_cast<uint8_t>(kind | (before ? node(before).kinds : 0));
+    nodes_.push_back({before, agent, clock, kind, kinds});
+    return next() - 1;
+  }
+
   uint32_t first_;
   std::vector<PastAccess> nodes_;
-  std::vector<uint32_t> kept_;
+  std::vector<uint32_t> kept_;  // while after() runs
 };
 
 // Remembers steps of one agent while its clock and what it is ordered after stay the same.
@@ -96,6 +109,46 @@ uint32_t Histories::after(uint32_t history, Kind kind, uint32_t agent, uint32_t 
     rest = push(rest, past.agent, past.clock, past.kind);
   }
   return push(rest, agent, clock, kind);
+}
+
+// Replaces the states of granules of 1 << granule_log2 bytes by after(state, granule, lane): those of the rows that lie
+// at the offsets of the lanes of `mask`. Most granules have the state of the one before them, so that is asked once.
+template <int kGranules, class After>
+inline void update_rows(uint32_t* states, uint32_t granule_log2, uint32_t mask, const uint64_t* offsets,
+                        const After& after) {
+  uint32_t from[kGranules], to[kGranules];
+  bool any = false;
+  for_lanes(mask, [&](int lane) {
+    uint32_t* row = states + (offsets[lane] >> granule_log2);
+    if (any && !std::memcmp(row, from, sizeof from)) {
+      std::memcpy(row, to, sizeof to);
+      return;
+    }
+    any = true;
+    for (int i = 0; i < kGranules; ++i) {
+      const uint32_t state = row[i];
+      if (i == 0 || state != from[0]) {
+        std::fill(from, from + kGranules, state);
+        std::fill(to, to + kGranules, after(state, row + i, lane));
+      }
+      row[i] = to[0];
+    }
+  });
+}
+
+template <class After>
+inline void update_granules(uint32_t* states, uint32_t granule_log2, uint32_t mask, const uint64_t* offsets,
+                            uint32_t row_bytes, const After& after) {
+  switch (row_bytes >> granule_log2) {
+    case 0:  // the rest of the granule is not accessed on its own
+    case 1: return update_rows<1>(states, granule_log2, mask, offsets, after);
+    case 2: return update_rows<2>(states, granule_log2, mask, offsets, after);
+    case 4: return update_rows<4>(states, granule_log2, mask, offsets, after);
+    case 8: return update_rows<8>(states, granule_log2, mask, offsets, after);
+    case 16: return update_rows<16>(states, granule_log2, mask, offsets, after);
+    case 32: return update_rows<32>(states, granule_log2, mask, offsets, after);
+    default: return update_rows<64>(states, granule_log2, mask, offsets, after);
+  }
 }
 
 }  // namespace lumos::ptxvm

@@ -88,12 +88,14 @@ class FileParser {
       read_initial(&cursor_, file_names_, &declaration);
     }
     cursor_.expect(";");
-    const auto known = std::find_if(variables->begin(), variables->end(),
-                                    [&](const Variable& other) { return other.name == made.name; });
     if (file_names_.insert(made.name).second) {
       if (is_extern) extern_names_.insert(made.name);
       variables->push_back(std::move(made));
-    } else if (known == variables->end() || (!is_extern && !extern_names_.erase(made.name))) {
+      return;
+    }
+    const auto known = std::find_if(variables->begin(), variables->end(),
+                                    [&](const Variable& other) { return other.name == made.name; });
+    if (known == variables->end() || (!is_extern && !extern_names_.erase(made.name))) {
       fail(line, "'" + made.name + "' is declared twice");
     } else if (!is_extern) {
       *known = std::move(made);

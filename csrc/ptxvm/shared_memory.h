@@ -29,20 +29,15 @@ class SharedMemory {
   uint32_t num_bytes() const { return num_bytes_; }
   uint8_t* bytes() { return bytes_.data(); }
 
-  // Checks and records an access to [offset, offset + count * granule), which lies in memory and is aligned.
-  void access(int warp, Kind kind, uint32_t offset, uint32_t num_bytes) {
-    uint32_t* state = states_.data() + (offset >> granule_log2_);
-    const uint32_t count = num_bytes >> granule_log2_;
-    for (uint32_t i = 0; i < count;) {
-      const uint32_t from = state[i], to = after(from, warp, kind, &state[i]);
-      // Most accesses find all their granules in one state.
-      do state[i] = to;
-      while (++i < count && state[i] == from);
-    }
+  // Checks and records the accesses of these lanes to `row_bytes` each, which lie in memory and are aligned.
+  void access(int warp, Kind kind, uint32_t mask, const uint64_t* offsets, uint32_t row_bytes) {
+    update_granules(
+        states_.data(), granule_log2_, mask, offsets, row_bytes,
+        [&](uint32_t state, const uint32_t* granule, int lane) { return after(state, warp, kind, granule, lane); });
   }
 
   // cp.async: the source has been read, the bytes are to arrive at the wait of the lane that issued it.
-  void issue_copy(int warp, uint32_t mask, const uint32_t* offsets, int num_bytes, const uint8_t (*data)[16]);
+  void issue_copy(int warp, uint32_t mask, const uint64_t* offsets, int num_bytes, const uint8_t (*data)[16]);
   void commit_copies(int warp, uint32_t mask);
   // Completes all groups of these lanes but the last `allowed`.
   void wait_copies(int warp, uint32_t mask, uint32_t allowed);
@@ -60,7 +55,7 @@ class SharedMemory {
   struct Copy {
     uint32_t mask, group;
     int num_bytes;
-    uint32_t offsets[kLanes];
+    uint64_t offsets[kLanes];
     uint8_t data[kLanes][16];
   };
   struct WarpState {
@@ -71,13 +66,14 @@ class SharedMemory {
     uint32_t groups[kLanes];  // committed by each lane
   };
 
-  uint32_t after(uint32_t state, int warp, Kind kind, const uint32_t* granule) {
+  uint32_t after(uint32_t state, int warp, Kind kind, const uint32_t* granule, int lane) {
     if (state < oldest_ && state > kSettled) state = kSettled;
     Steps::Step& step = warps_[warp].steps.of(kind, state);
-    if (step.from != state) step = {state, checked(state, warp, kind, granule)};
+    if (step.from != state) step = {state, checked(state, warp, kind, granule, lane)};
     return step.to;
   }
-  uint32_t checked(uint32_t state, int warp, Kind kind, const uint32_t* granule);
+  // What the access makes of the state of the granule; throws Fault where it may not be.
+  uint32_t checked(uint32_t state, int warp, Kind kind, const uint32_t* granule, int lane);
 
   uint32_t num_bytes_ = 0, num_warps_ = 0, granule_log2_ = 2;
   bool check_races_ = true;

@@ -50,7 +50,7 @@ struct Operand {
     integer,  // bits: any integer immediate, sign-extended
     real,     // bits: an IEEE double; 0fXXXXXXXX and 0dXXXXXXXXXXXXXXXX and decimals alike
     special,  // name: "%tid.x", "%laneid", ...
-    symbol,   // name: address of a variable, or a function
+    symbol,   // name + bits: address of a variable, or a function
     label,    // name
     address,  // [reg + bits], [name + bits] or [bits]
     vector,   // elements: {a, b, c, d}
@@ -100,9 +100,9 @@ struct Function {
   std::vector<Variable> params;   // of a kernel: its arguments; of a function: formal parameters
   std::vector<Variable> results;  // of a function
   std::vector<Register> registers;
-  std::vector<Variable> shared, local;          // declared in the body; .param variables of calls count as local
-  std::vector<Instruction> instructions;        // the last one is a ret
-  std::unordered_map<std::string, int> labels;  // name -> index of the instruction that follows
+  std::vector<Variable> shared, local;  // declared in the body; .param variables of calls count as local
+  std::vector<Instruction> instructions;
+  std::unordered_map<std::string, int> labels;  // name -> index of the instruction that follows, or their number
   std::unordered_map<std::string, std::vector<std::string>> branch_targets;  // tables of brx.idx
   int max_threads = 0;                                                       // .maxntid, 0 = not said
 };

@@ -61,7 +61,7 @@ Declaration read_declaration(Cursor* cursor) {
   if (made.type == Type::none) cursor->unexpected("the type of a variable");
   variable.name = cursor->word();
   variable.num_bytes = num_components * size_bytes(made.type);
-  variable.align = std::max(variable.align, int64_t{size_bytes(made.type)});
+  variable.align = std::max(variable.align, variable.num_bytes);
   read_extents(cursor, &made);
   return made;
 }

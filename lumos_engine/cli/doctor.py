@@ -15,6 +15,8 @@ from typing import Any
 PACKAGES = ("torch", "numpy", "safetensors", "av", "pillow", "tokenizers", "rich", "tyro", "pyyaml", "scikit-learn")
 EXTRAS = {"tensorboard": "pip install 'lumos_engine[tensorboard]'"}
 
+CUDA_STATE = "verified in emulation, unverified on hardware"
+
 
 def _version(package: str) -> str | None:
     try:
@@ -40,6 +42,27 @@ def _cpu_backend() -> dict[str, Any]:
     }
 
 
+def _cuda_backend() -> dict[str, Any]:
+    try:
+        kernels = list(importlib.import_module("lumos_engine._C").cuda_kernels())
+    except ImportError:
+        kernels = []
+    found = {"kernels": kernels, "state": CUDA_STATE if kernels else None}
+    if not kernels:
+        return found | {
+            "available": False,
+            "reason": "this build carries no CUDA kernels",
+            "remedy": "use the cpu backend, or build with nvcc as docs/building_cuda.md of the source tree says",
+        }
+    if _version("torch") is None or not importlib.import_module("torch").cuda.is_available():
+        return found | {
+            "available": False,
+            "reason": "torch sees no GPU",
+            "remedy": "use the cpu backend, or install an NVIDIA driver and a torch built for CUDA",
+        }
+    return found | {"available": True}
+
+
 def _model() -> dict[str, Any]:
     from ..pipeline import shipped_model_folder
 
@@ -60,7 +83,6 @@ def report() -> dict[str, Any]:
 
     torch_version = _version("torch")
     threads = importlib.import_module("torch").get_num_threads() if torch_version else None
-    no_cuda = "this build carries no CUDA kernels"
     return {
         "lumos_engine": __version__,
         "python": platform.python_version(),
@@ -73,11 +95,7 @@ def report() -> dict[str, Any]:
                 "remedy": None if torch_version else "pip install torch",
             },
             "cpu": _cpu_backend(),
-            "cuda": {
-                "available": False,
-                "reason": no_cuda,
-                "remedy": "use the cpu backend; CUDA kernels are not part of this release",
-            },
+            "cuda": _cuda_backend(),
         },
         "shipped_model": _model(),
         "extras": {name: {"version": _version(name), "remedy": how} for name, how in EXTRAS.items()},
@@ -118,6 +136,9 @@ def _print(found: dict[str, Any]) -> None:
             "cpu backend",
             f"{cpu['instruction_set_used']} (found: {', '.join(cpu['instruction_sets_found'])}), {found['threads']} threads",
         )
+    cuda = found["backends"]["cuda"]
+    if cuda["kernels"]:
+        table.add_row("CUDA kernels", f"{', '.join(cuda['kernels'])} ({cuda['state']})")
     if found["shipped_model"]["available"]:
         table.add_row(
             "shipped model", f"{found['shipped_model']['bytes'] / 1e6:.1f} MB in {found['shipped_model']['folder']}"

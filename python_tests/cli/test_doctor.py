@@ -45,3 +45,16 @@ def test_missing_extension_is_reported_not_raised(monkeypatch: pytest.MonkeyPatc
     cpu = doctor.report()["backends"]["cpu"]
     assert not cpu["available"]
     assert "lumos_engine._C" in cpu["reason"] and "reinstall" in cpu["remedy"]
+
+
+@pytest.mark.parametrize(("kernels", "reason"), [([], "no CUDA kernels"), (["mm_rope", "paged_write"], "no GPU")])
+def test_cuda_kernels_are_listed_with_how_far_they_are_verified(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kernels: list[str], reason: str
+) -> None:
+    monkeypatch.setattr(importlib.import_module("lumos_engine._C"), "cuda_kernels", lambda: kernels)
+    monkeypatch.setattr(importlib.import_module("torch").cuda, "is_available", lambda: False)
+    cuda = doctor.report()["backends"]["cuda"]
+    assert cuda["kernels"] == kernels and not cuda["available"] and reason in cuda["reason"]
+    doctor.main([])
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("mm_rope, paged_write (verified in emulation, unverified on hardware)" in out) == bool(kernels)
