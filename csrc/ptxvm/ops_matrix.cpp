@@ -83,8 +83,10 @@ void decode_move(const Decoding& d, bool loads) {
   for (const Move& move :
        {kMove<1, false>, kMove<1, true>, kMove<2, false>, kMove<2, true>, kMove<4, false>, kMove<4, true>}) {
     for (const char* space : {"", ".shared", ".shared::cta"}) {
-      if (opcode !=
-          format("%s.sync.aligned.m8n8.x%d%s%s.b16", d.source.name.c_str(), move.num, move.transposed, space)) {
+      const char* name = d.source.name.c_str();
+      // The order of the shape and the number is not fixed: CUTLASS has it the other way.
+      if (opcode != format("%s.sync.aligned.m8n8.x%d%s%s.b16", name, move.num, move.transposed, space) &&
+          opcode != format("%s.sync.aligned.x%d%s.m8n8%s.b16", name, move.num, move.transposed, space)) {
         continue;
       }
       const int address = loads ? 1 : 0;
