@@ -19,7 +19,7 @@ class Call:
     where it is anybody's), or integers. bound: greatest difference allowed, relative to the largest expected value."""
 
     grid: int | tuple[int, ...]
-    block: int
+    block: int | tuple[int, ...]
     arguments: list[Tensor | float | bytes]
     expected: dict[int, Tensor]
     bound: float
@@ -136,8 +136,10 @@ def functions() -> Call:
     return Call(4, 128, [x, *(poisoned(1000) for _ in expected), 1000, NULL, NULL], expected, 3e-7)
 
 
-def cutlass_gemm(dtype: torch.dtype, columns_first: bool, bound: float, slices: int = 1) -> Call:
-    m, n, k = 200, 136, 232
+def cutlass_gemm(
+    dtype: torch.dtype, columns_first: bool, bound: float, full_tiles: bool = False, slices: int = 1
+) -> Call:
+    m, n, k = (256, 192, 280) if full_tiles else (200, 136, 280)
     a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), torch.randn(m, n).to(dtype)
     expected = 0.5 * a.double() @ b.double() + 2 * c.double()
     b = b.t().contiguous() if columns_first else b
@@ -146,13 +148,13 @@ def cutlass_gemm(dtype: torch.dtype, columns_first: bool, bound: float, slices: 
     return Call((2, 3, slices), 128, arguments, {3: expected}, bound)
 
 
-def cutlass_attention(dtype: torch.dtype, head_dim: int, causal: bool, bound: float) -> Call:
-    heads, length = 2, 150
+def cutlass_attention(dtype: torch.dtype, length: int, head_dim: int, causal: bool, bound: float) -> Call:
+    heads = 2
     q, k, v = torch.randn(3, length, heads, head_dim).to(dtype)
     out, lse = _attend(*(x.transpose(0, 1) for x in (q, k, v)), causal)
-    outputs = [torch.full_like(q, math.nan), poisoned(length, heads, head_dim), poisoned(heads, 160)]
+    outputs = [torch.full_like(q, math.nan), poisoned(length, heads, head_dim), poisoned(heads, 192)]
     arguments = [q, k, v, *outputs, length, heads, head_dim, head_dim**-0.5, int(causal)]
-    return Call((3, heads), 128, arguments, {3: out.transpose(0, 1), 5: _padded(lse, 160)}, bound)
+    return Call((3, heads), (32, 4), arguments, {3: out.transpose(0, 1), 5: _padded(lse, 192)}, bound)
 
 
 def cute_gemm() -> Call:
