@@ -326,17 +326,14 @@ void Block::report(const Warp& warp, int32_t pc, uint32_t mask, const Fault& fau
 }
 
 void Block::report_deadlock() const {
-  for (const Warp& warp : warps) {
-    if (warp.barrier < 0) continue;
-    const Barrier& barrier = barriers[warp.barrier];
-    const int32_t pc = warp.pc[__builtin_ctz(warp.live)] - 1;
-    const auto num_ended = std::count_if(warps.begin(), warps.end(), [](const Warp& w) { return !w.live; });
-    report(
-        warp, pc, warp.live,
-        Fault("barrier divergence",
-              format("barrier %d waits for %u threads, %u have come; %ld of %zu warps have ended", warp.barrier,
-                     barrier.expected_threads, barrier.arrived_threads, static_cast<long>(num_ended), warps.size())));
-  }
+  const Warp& warp = *std::find_if(warps.begin(), warps.end(), [](const Warp& w) { return w.barrier >= 0; });
+  const Barrier& barrier = barriers[warp.barrier];
+  const int32_t pc = warp.pc[__builtin_ctz(warp.live)] - 1;
+  const auto num_ended = std::count_if(warps.begin(), warps.end(), [](const Warp& w) { return !w.live; });
+  report(warp, pc, warp.live,
+         Fault("barrier divergence",
+               format("barrier %d waits for %u threads, %u have come; %ld of %zu warps have ended", warp.barrier,
+                      barrier.expected_threads, barrier.arrived_threads, static_cast<long>(num_ended), warps.size())));
 }
 
 bool Block::arrive(Warp* warp, const Inst& inst, uint32_t present) {

@@ -1,14 +1,11 @@
 #include "ptxvm/body.h"
 
-#include <limits>
-
 #include "ptxvm/instruction.h"
 #include "ptxvm/variables.h"
 
 namespace lumos::ptxvm {
 namespace {
 
-constexpr int kMaxInt = std::numeric_limits<int>::max();
 constexpr int kMaxNesting = 100;  // a name is looked for in every scope around it
 
 }  // namespace
@@ -66,7 +63,7 @@ void BodyParser::registers() {
     const std::string name = cursor_.word();
     bool is_new;
     if (cursor_.accept("<")) {
-      is_new = scopes_.declare_registers(name, static_cast<int>(cursor_.integer(kMaxInt)), type);
+      is_new = scopes_.declare_registers(name, cursor_.integer(), type);
       cursor_.expect(">");
     } else {
       is_new = scopes_.declare_register(name, type);
@@ -85,16 +82,16 @@ void BodyParser::variable(std::vector<Variable>* variables) {
 
 // `file line column`, and for inlined code what it is inlined into, which is not kept.
 void BodyParser::location() {
-  location_.file = static_cast<int>(cursor_.integer(kMaxInt));
-  location_.line = static_cast<int>(cursor_.integer(kMaxInt));
-  cursor_.integer(kMaxInt);
+  location_.file = cursor_.integer();
+  location_.line = cursor_.integer();
+  cursor_.integer();
   while (cursor_.accept(",")) {
     if (cursor_.accept("inlined_at")) {
-      for (int i = 0; i < 3; ++i) cursor_.integer(kMaxInt);
+      for (int i = 0; i < 3; ++i) cursor_.integer();
     } else {
       cursor_.expect("function_name");
       cursor_.next();
-      if (cursor_.accept("+")) cursor_.integer(kMaxInt);
+      if (cursor_.accept("+")) cursor_.integer();
     }
   }
 }

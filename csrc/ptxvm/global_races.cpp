@@ -70,18 +70,24 @@ void GlobalRaces::fence(BlockOrder* order) {
   order->steps.forget();
 }
 
-void GlobalRaces::release(const BlockOrder& order, uint64_t address) {
-  if (!order.fenced_clock) return;
+void GlobalRaces::release(BlockOrder* order, uint64_t address, bool has_fence) {
+  const uint32_t clock = has_fence ? order->clock : order->fenced_clock;
+  if (!clock) return;
   BlockClocks& released = released_[address];
-  join(&released, order.fenced);
-  if (released.size() <= order.block) released.resize(order.block + 1);
-  released[order.block] = std::max(released[order.block], order.fenced_clock);
+  join(&released, has_fence ? order->known : order->fenced);
+  if (released.size() <= order->block) released.resize(order->block + 1);
+  released[order->block] = std::max(released[order->block], clock);
+  if (!has_fence) return;
+  ++order->clock;
+  order->steps.forget();
 }
 
-void GlobalRaces::acquire(BlockOrder* order, uint64_t address) {
+void GlobalRaces::acquire(BlockOrder* order, uint64_t address, bool has_fence) {
   if (released_.empty()) return;
   const auto found = released_.find(address);
-  if (found != released_.end()) join(&order->observed, found->second);
+  if (found == released_.end()) return;
+  join(has_fence ? &order->known : &order->observed, found->second);
+  if (has_fence) order->steps.forget();
 }
 
 }  // namespace lumos::ptxvm

@@ -38,8 +38,9 @@ class GlobalRaces {
   // Checks and records the accesses of these lanes to `row_bytes` each, which lie in the buffer and are aligned.
   void access(BlockOrder* order, Kind kind, Buffer* buffer, uint32_t mask, const uint64_t* offsets, uint32_t row_bytes);
   void fence(BlockOrder* order);
-  void release(const BlockOrder& order, uint64_t address);
-  void acquire(BlockOrder* order, uint64_t address);
+  // After a strong write, and after a strong read, which may have the fence in themselves.
+  void release(BlockOrder* order, uint64_t address, bool has_fence);
+  void acquire(BlockOrder* order, uint64_t address, bool has_fence);
 
  private:
   uint32_t checked(BlockOrder* order, uint32_t history, Kind kind, const Buffer& buffer, uint64_t offset, int lane);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 
 #include "ptxvm/fault.h"
 #include "ptxvm/instruction.h"
@@ -161,14 +162,15 @@ std::string Cursor::word() {
   return std::string(next().text);
 }
 
-int64_t Cursor::integer(int64_t largest) {
+int Cursor::integer() {
   if (peek().kind != Token::Kind::number) unexpected("a number");
   const Token& token = next();
   const Number number = number_of(token);
-  if (number.is_real || number.integer > static_cast<uint64_t>(largest)) {
-    fail(token.line, format("a whole number of at most %lld is needed", static_cast<long long>(largest)));
+  constexpr int kLargest = std::numeric_limits<int>::max();
+  if (number.is_real || number.integer > kLargest) {
+    fail(token.line, format("a whole number of at most %d is needed", kLargest));
   }
-  return static_cast<int64_t>(number.integer);
+  return static_cast<int>(number.integer);
 }
 
 void Cursor::unexpected(const char* wanted) const {

@@ -49,7 +49,7 @@ class Cursor {
   bool accept(std::string_view text);
   void expect(std::string_view text);
   std::string word();
-  int64_t integer(int64_t largest);  // without a sign
+  int integer();  // without a sign
   [[noreturn]] void unexpected(const char* wanted) const;
 
  private:

@@ -59,11 +59,13 @@ void set_pointers(Shape shape, uint32_t mask, uint8_t* begin, const uint64_t* of
 }
 
 void order_blocks(BlockMemory& memory, const Inst& inst, uint32_t mask, Kind kind, const uint64_t* addresses) {
+  GlobalRaces& races = *memory.global_races;
   for_lanes(mask, [&](int lane) {
-    if (kind == kStrongWrite) memory.global_races->release(memory.order, addresses[lane]);
-    if (kind == kStrongRead || inst.cls == Class::atomic) memory.global_races->acquire(&memory.order, addresses[lane]);
+    if (kind == kStrongWrite) races.release(&memory.order, addresses[lane], inst.flags & kReleaseFlag);
+    if (kind == kStrongRead || inst.cls == Class::atomic) {
+      races.acquire(&memory.order, addresses[lane], inst.flags & kAcquireFlag);
+    }
   });
-  if (inst.flags & kAcquireFlag) memory.global_races->fence(&memory.order);
 }
 
 void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, const uint64_t* addresses, int lane_bytes,
@@ -105,7 +107,6 @@ void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, cons
   uint64_t offsets[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) offsets[lane] = addresses[lane] - reinterpret_cast<uint64_t>(begin);
   if (memory.global_races && buffer->writable) {
-    if (inst.flags & kReleaseFlag) memory.global_races->fence(&memory.order);
     in_rows(shape, mask, offsets, lane_bytes, [&](uint32_t rows, const uint64_t* places, uint32_t row_bytes) {
       memory.global_races->access(&memory.order, kind, buffer, rows, places, row_bytes);
     });
@@ -138,8 +139,8 @@ void resolve_local(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, const
     const uint64_t offset = addresses[lane];
     if (offset >= memory.local_bytes || offset + lane_bytes > memory.local_bytes) {
       throw Fault("out of bounds",
-                  format("%s of %d bytes at byte %lld of local memory, which has %u bytes", verb(kind, inst),
-                         lane_bytes, static_cast<long long>(offset), memory.local_bytes),
+                  format("%s of %d bytes at byte %d of local memory, which has %u bytes", verb(kind, inst), lane_bytes,
+                         static_cast<int32_t>(offset), memory.local_bytes),
                   lane);
     }
     const size_t place = (size_t(warp.index) * kLanes + lane) * memory.local_bytes + offset;

@@ -41,11 +41,11 @@ void copy(Warp& warp, const Inst& inst, uint32_t mask) {
   });
   uint8_t data[kLanes][16] = {};
   if (whole) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (!(whole >> lane & 1)) from[lane] = from[__builtin_ctz(whole)];
-    }
+    uint64_t addresses[kLanes];
+    addresses_of(warp, inst.op[kSource], static_cast<int64_t>(inst.aux), inst.flags & kNarrowSourceFlag, whole,
+                 addresses);
     LanePointers pointers;
-    resolve_in(Space::global)(warp, inst, whole, kRead, from, num_bytes, &pointers);
+    resolve_in(Space::global)(warp, inst, whole, kRead, addresses, num_bytes, &pointers);
     for_lanes(whole, [&](int lane) {
       const uint8_t* const source =
           !pointers.base ? pointers.lanes[lane] : pointers.base + (pointers.same ? 0 : lane * num_bytes);

@@ -137,11 +137,14 @@ struct FindBit {
 };
 
 struct Reverse {
-  template <class T>
-  T operator()(T a) const {
-    T reversed = 0;
-    for (uint32_t i = 0; i < kBits<T>; ++i) reversed |= (a >> i & 1) << (kBits<T> - 1 - i);
-    return reversed;
+  uint32_t operator()(uint32_t a) const {
+    const auto exchange = [](uint32_t x, uint32_t odd, int by) { return (x >> by & odd) | (x & odd) << by; };
+    a = exchange(exchange(exchange(a, 0x55555555, 1), 0x33333333, 2), 0x0f0f0f0f, 4);
+    return __builtin_bswap32(a);
+  }
+  uint64_t operator()(uint64_t a) const {
+    const uint64_t high = operator()(static_cast<uint32_t>(a));
+    return high << 32 | operator()(static_cast<uint32_t>(a >> 32));
   }
 };
 
@@ -217,27 +220,24 @@ struct Replicate16 {
   static int byte(int i, int n) { return (n & 1) * 2 + (i & 1); }
 };
 
+inline uint32_t byte_of(uint32_t a, uint32_t b, uint32_t i) { return (i & 4 ? b : a) >> (i & 3) * 8 & 0xff; }
+
 template <class Mode>
 struct Permute {
   uint32_t operator()(uint32_t a, uint32_t b, uint32_t c) const {
-    const uint64_t both = uint64_t{b} << 32 | a;
     uint32_t result = 0;
-    for (int i = 0; i < 4; ++i) result |= static_cast<uint8_t>(both >> (8 * Mode::byte(i, c & 3))) << (8 * i);
+    for (int i = 0; i < 4; ++i) result |= byte_of(a, b, Mode::byte(i, c & 3)) << (8 * i);
     return result;
   }
 };
 
 // Four bits of control for each byte: the highest one asks for its sign in all bits.
-struct Permuted;
-template <>
-struct Permute<Permuted> {
+struct AnyBytes {
   uint32_t operator()(uint32_t a, uint32_t b, uint32_t c) const {
-    const uint64_t both = uint64_t{b} << 32 | a;
     uint32_t result = 0;
-    for (int i = 0; i < 4; ++i) {
-      const auto byte = static_cast<uint8_t>(both >> (c >> (4 * i) & 7) * 8);
-      const uint8_t sign = byte >> 7 ? 0xff : 0;
-      result |= uint32_t{c >> (4 * i) & 8 ? sign : byte} << (8 * i);
+    for (int i = 0; i < 4; ++i, c >>= 4) {
+      const uint32_t byte = byte_of(a, b, c & 7), sign = (byte >> 7) * 0xff;
+      result |= (c & 8 ? sign : byte) << (8 * i);
     }
     return result;
   }
@@ -272,8 +272,8 @@ void decode_cnot(const Decoding& d) {
 void decode_lop3(const Decoding& d) {
   d.allow({"and", "or"});
   const std::vector<Operand>& operands = d.source.operands;
-  const bool with_predicate = d.source.modifiers.size() == 2;
-  if (d.source.modifiers.size() > 2 || d.type() != Type::b32) d.unknown();
+  const bool with_predicate = d.has("and") || d.has("or");
+  if (d.source.modifiers.size() != (with_predicate ? 2 : 1) || d.type() != Type::b32) d.unknown();
   if (operands.size() != (with_predicate ? 6 : 5)) d.wrong("wrong number of operands");
   const Operand& table = operands[4];
   if (table.kind != Operand::Kind::integer || table.bits < 0 || table.bits > 255) {
@@ -365,17 +365,17 @@ void decode_fns(const Decoding& d) {
   decode_map<FindNth, kSame, kSame, Type::u32, Type::s32>(d, B32());
 }
 
-template <class Mode>
+template <class F>
 void decode_permute(const Decoding& d) {
-  decode_map<Permute<Mode>, kSame, kSame, kSame, kSame>(d, B32());
+  decode_map<F, kSame, kSame, kSame, kSame>(d, B32());
 }
 
 void decode_prmt(const Decoding& d) {
   static const NamedDecoder kModes[] = {
-      {"f4e", decode_permute<ForwardExtract>}, {"b4e", decode_permute<BackwardExtract>},
-      {"rc8", decode_permute<Replicate8>},     {"ecl", decode_permute<ClampLeft>},
-      {"ecr", decode_permute<ClampRight>},     {"rc16", decode_permute<Replicate16>}};
-  if (d.source.modifiers.size() == 1) return decode_permute<Permuted>(d);
+      {"f4e", decode_permute<Permute<ForwardExtract>>}, {"b4e", decode_permute<Permute<BackwardExtract>>},
+      {"rc8", decode_permute<Permute<Replicate8>>},     {"ecl", decode_permute<Permute<ClampLeft>>},
+      {"ecr", decode_permute<Permute<ClampRight>>},     {"rc16", decode_permute<Permute<Replicate16>>}};
+  if (d.source.modifiers.size() == 1) return decode_permute<AnyBytes>(d);
   d.allow({"f4e", "b4e", "rc8", "ecl", "ecr", "rc16"});
   if (d.source.modifiers.size() != 2) d.unknown();
   for (const NamedDecoder& mode : kModes) {

@@ -104,9 +104,15 @@ struct SumOfDifference {
 struct Divide {
   template <class T>
   T operator()(T a, T b) const {
-    if (b == 0) return static_cast<T>(-1);
-    if (std::is_signed_v<T> && b == static_cast<T>(-1)) return Subtract()(T{0}, a);  // the least value has no negative
-    return static_cast<T>(a / b);
+    if constexpr (sizeof(T) == 8) {
+      if (b == 0) return static_cast<T>(-1);
+      if (std::is_signed_v<T> && b == static_cast<T>(-1)) return Subtract()(T{0}, a);  // 2**63 has no place
+      return a / b;
+    } else {
+      // Quotients of doubles are vectors, and exact: they come no closer to the next integer than 2**-32 of their size.
+      const double quotient = static_cast<double>(a) / static_cast<double>(b ? b : T{1});
+      return b ? static_cast<T>(static_cast<int64_t>(quotient)) : static_cast<T>(-1);
+    }
   }
 };
 
@@ -219,7 +225,7 @@ template <class F>
 bool decode_packed(const Decoding& d) {
   const bool is_unsigned = d.has("u16x2");
   if (!is_unsigned && !d.has("s16x2")) return false;
-  if (d.type() != Type::none) d.unknown();
+  if (d.type() != Type::none || (is_unsigned && d.has("s16x2"))) d.unknown();
   d.out.run = is_unsigned ? map<Packed<F, uint16_t>, uint32_t, uint32_t, uint32_t>
                           : map<Packed<F, int16_t>, uint32_t, uint32_t, uint32_t>;
   decode_operands(d, {Type::b32, Type::b32, Type::b32});

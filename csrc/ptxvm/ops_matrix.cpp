@@ -70,35 +70,35 @@ void movmatrix(Warp& warp, const Inst& inst, uint32_t mask) {
 }
 
 struct Move {
+  const char* count;
   int num;
-  const char* transposed;
+  bool transposes;
   Handler load, store;
 };
 template <int kNum, bool kTranspose>
-constexpr Move kMove = {kNum, kTranspose ? ".trans" : "", ldmatrix<kNum, kTranspose>, stmatrix<kNum, kTranspose>};
+constexpr Move move_of(const char* count) {
+  return {count, kNum, kTranspose, ldmatrix<kNum, kTranspose>, stmatrix<kNum, kTranspose>};
+}
+constexpr Move kMoves[] = {move_of<1, false>("x1"), move_of<1, true>("x1"),  move_of<2, false>("x2"),
+                           move_of<2, true>("x2"),  move_of<4, false>("x4"), move_of<4, true>("x4")};
 
+// The modifiers come in any order: some write the count before the shape.
 void decode_move(const Decoding& d, bool loads) {
+  d.allow({"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta"});
+  if (!d.has("sync") || !d.has("m8n8") || d.type() != Type::b16) d.unknown();
   if (d.source.operands.size() != 2) d.wrong("it has two operands");
-  const std::string opcode = d.source.opcode();
-  for (const Move& move :
-       {kMove<1, false>, kMove<1, true>, kMove<2, false>, kMove<2, true>, kMove<4, false>, kMove<4, true>}) {
-    for (const char* space : {"", ".shared", ".shared::cta"}) {
-      const char* name = d.source.name.c_str();
-      // The order of the shape and the number is not fixed: CUTLASS has it the other way.
-      if (opcode != format("%s.sync.aligned.m8n8.x%d%s%s.b16", name, move.num, move.transposed, space) &&
-          opcode != format("%s.sync.aligned.x%d%s.m8n8%s.b16", name, move.num, move.transposed, space)) {
-        continue;
-      }
-      const int address = loads ? 1 : 0;
-      d.out.run = loads ? move.load : move.store;
-      d.out.cls = loads ? Class::matrix_load : Class::shared_store;
-      d.out.flow = Flow::warp_sync;
-      d.out.offset = d.source.operands[address].bits;
-      d.out.flags = (d.is_wide(address) ? kWideAddress : 0) | (*space ? 0 : kGenericAddress);
-      d.out.op[loads ? move.num : 0] = d.row(address, Type::b64);
-      decode_registers(d, 1 - address, move.num, false, d.out.op + (loads ? 0 : 1));
-      return;
-    }
+  for (const Move& move : kMoves) {
+    if (!d.has(move.count) || d.has("trans") != move.transposes) continue;
+    const int address = loads ? 1 : 0;
+    d.out.run = loads ? move.load : move.store;
+    d.out.cls = loads ? Class::matrix_load : Class::shared_store;
+    d.out.flow = Flow::warp_sync;
+    d.out.offset = d.source.operands[address].bits;
+    const bool generic = !d.has("shared") && !d.has("shared::cta");
+    d.out.flags = (d.is_wide(address) ? kWideAddress : 0) | (generic ? kGenericAddress : 0);
+    d.out.op[loads ? move.num : 0] = d.row(address, Type::b64);
+    decode_registers(d, 1 - address, move.num, false, d.out.op + (loads ? 0 : 1));
+    return;
   }
   d.unknown();
 }

@@ -156,7 +156,10 @@ void decode_access(const Decoding& d, bool loads) {
       d, {"global", "shared", "shared::cta", "local",   "const",   "param",   "param::entry", "param::func", "v2",
           "v4",     "v8",     "weak",        "relaxed", "acquire", "release", "volatile",     "cta",         "gpu",
           "sys",    "nc",     "ca",          "cg",      "cs",      "lu",      "cv",           "wb",          "wt"});
-  if (d.source.operands.size() != (d.has("L2::cache_hint") ? 3 : 2) || d.type(1) != Type::none) d.unknown();
+  if (d.source.operands.size() != (d.has("L2::cache_hint") ? 3 : 2) || d.type(1) != Type::none ||
+      d.type() == Type::b128) {
+    d.unknown();
+  }
   const int count = d.has("v2") ? 2 : d.has("v4") ? 4 : d.has("v8") ? 8 : 1;
   const int address = loads ? 1 : 0;
   const Space space = decode_space(d, address);

@@ -155,18 +155,19 @@ void decode_mov(const Decoding& d) {
   d.out.run = copy_predicate;
 }
 
-// Offset of a space within generic addresses; global memory, constants and parameters lie at their own addresses.
+// Where the generic addresses of a space begin; global memory, constants and parameters lie at their own addresses.
 uint64_t window_of(const Decoding& d) {
-  d.allow({"to", "global", "const", "param", "shared", "shared::cta", "local"});
   if (d.has("shared") || d.has("shared::cta")) return kSharedWindow;
-  return d.has("local") ? kLocalWindow : 0;
+  if (d.has("local")) return kLocalWindow;
+  if (d.has("global") || d.has("const") || d.has("param")) return 0;
+  d.unknown();
 }
 
 void decode_cvta(const Decoding& d) {
   d.out.cls = Class::move;
-  const uint64_t window = window_of(d);
+  d.allow({"to", "global", "const", "param", "shared", "shared::cta", "local"});
   if (d.source.modifiers.size() != (d.has("to") ? 3 : 2)) d.unknown();
-  d.out.aux = d.has("to") ? -window : window;
+  d.out.aux = d.has("to") ? -window_of(d) : window_of(d);
   decode_map<AddAux, kSame, kSame>(d, Types<Type::u64>());
 }
 

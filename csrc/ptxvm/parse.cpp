@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 #include <unordered_set>
 
 #include "ptxvm/body.h"
@@ -10,7 +9,7 @@
 namespace lumos::ptxvm {
 namespace {
 
-constexpr int kMaxInt = std::numeric_limits<int>::max();
+constexpr int kMaxThreads = 1 << 30;  // no block is that large
 
 class FileParser {
  public:
@@ -48,7 +47,7 @@ class FileParser {
       } while (cursor_.accept(","));
     } else if (cursor_.is(".address_size")) {
       const int line = cursor_.next().line;
-      if (cursor_.integer(64) != 64) fail(line, "addresses must have 64 bits");
+      if (cursor_.integer() != 64) fail(line, "addresses must have 64 bits");
     } else {
       cursor_.unexpected("a directive of the file");
     }
@@ -71,7 +70,7 @@ class FileParser {
   }
 
   void file_name() {
-    const int index = static_cast<int>(cursor_.integer(kMaxInt));
+    const int index = cursor_.integer();
     if (cursor_.peek().kind != Token::Kind::string) cursor_.unexpected("the name of a file");
     const std::string_view quoted = cursor_.next().text;
     program_.files[index] = quoted.substr(1, quoted.size() - 2);
@@ -148,7 +147,7 @@ class FileParser {
       if (cursor_.peek().kind == Token::Kind::number) {
         int64_t product = 1;
         do {
-          product = std::min<int64_t>(product * cursor_.integer(kMaxInt), kMaxInt);
+          product = std::min<int64_t>(product * cursor_.integer(), kMaxThreads);
         } while (cursor_.accept(","));
         if (attribute.is(".maxntid") || attribute.is(".reqntid")) made->max_threads = static_cast<int>(product);
       } else if (attribute.is(".pragma")) {

@@ -7,7 +7,7 @@
 namespace lumos::ptxvm {
 namespace {
 
-constexpr int64_t kMaxBytes = int64_t{1} << 31;
+constexpr int64_t kMaxBytes = int64_t{1} << 31, kMaxAlign = 4096;
 
 void read_extents(Cursor* cursor, Declaration* made) {
   int64_t& num_bytes = made->variable.num_bytes;
@@ -17,7 +17,7 @@ void read_extents(Cursor* cursor, Declaration* made) {
       made->is_open = true;
       continue;
     }
-    num_bytes *= cursor->integer(kMaxBytes);
+    num_bytes *= cursor->integer();
     if (num_bytes > kMaxBytes) fail(line, "the variable is too large");
     cursor->expect("]");
   }
@@ -44,8 +44,9 @@ Declaration read_declaration(Cursor* cursor) {
   while (cursor->is_dotted()) {
     const Token& word = cursor->next();
     if (word.is(".align")) {
-      const int64_t align = cursor->integer(1 << 20);
-      if (align == 0 || (align & (align - 1)) != 0) fail(word.line, "an alignment must be a power of two");
+      const int align = cursor->integer();
+      const bool is_power = align > 0 && (align & (align - 1)) == 0;
+      if (!is_power || align > kMaxAlign) fail(word.line, "an alignment must be a power of two of at most 4096");
       if (!is_pointer) variable.align = align;  // after .ptr it is that of the bytes pointed to
     } else if (word.is(".ptr")) {
       is_pointer = true;

@@ -106,7 +106,7 @@ def _kernel(name: str, lines: str, results: Sequence[Any], arrays: Sequence[np.n
     return f".visible .entry {name}({parameters})\n{{\n{text}\n}}\n"
 
 
-def operands(*types: str, seed: int = 0, count: int = 8192) -> list[np.ndarray]:
+def operands(*types: str, seed: int = 0, count: int = 4096) -> list[np.ndarray]:
     """Arrays of values of these PTX types: first each combination of a few corner cases (if they are few), then random ones."""
     arrays = [values(t, seed + i, count) for i, t in enumerate(types)]
     corners = [_corners(t) for t in types]
@@ -116,7 +116,7 @@ def operands(*types: str, seed: int = 0, count: int = 8192) -> list[np.ndarray]:
     return arrays
 
 
-def values(type_name: str, seed: int, count: int = 8192) -> np.ndarray:
+def values(type_name: str, seed: int, count: int = 4096) -> np.ndarray:
     """Random values of a PTX type: half of them or more are corner cases, or close to one."""
     if type_name == "pred":
         return np.random.default_rng(seed).integers(0, 2, count).astype(np.bool_)

@@ -214,6 +214,7 @@ def test_lop3_with_predicate(name: str) -> None:
         "popc.u32 %r0, %r1",
         "bmsk.b32 %r0, %r1, %r2",
         "prmt.b32.f4e.rc8 %r0, %r1, %r2, %r3",
+        "lop3.b32.b32 %r0, %r1, %r2, %r3, 1, %p1",
         "prmt.b32.abc %r0, %r1, %r2, %r3",
         "lop3.xor.b32 %r0|%p0, %r1, %r2, %r3, 1, %p1",
         "cnot.pred %p0, %p1",

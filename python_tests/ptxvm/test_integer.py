@@ -213,6 +213,7 @@ def test_carry_belongs_to_its_lane() -> None:
         "min.relu.u32",
         "min.relu.u16x2",
         "max.s32x2",
+        "max.u16x2.s16x2",
     ],
 )
 def test_unknown_opcode(opcode: str) -> None:

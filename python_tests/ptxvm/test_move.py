@@ -206,6 +206,7 @@ def test_generic_addresses() -> None:
         "cvta.shared.u32 %r0, %r1",
         "cvta.to.texture.u64 %rd0, %rd1",
         "cvta.to.global.shared.u64 %rd0, %rd1",
+        "isspacep.u64 %p0, %rd0",
         "isspacep.const %p0, %rd0",
         "isspacep.shared.u64 %p0, %rd0",
         "selp.pred %p0, %p1, %p2, %p3",
