@@ -29,11 +29,17 @@ def undetected_deletions(
 
     Returns:
         Those without which ``run`` raised nothing under any schedule.
+
+    Raises:
+        whatever ``run`` raises when nothing is left out.
     """
-    with emulation.ptxvm(**options) as machine:
-        run()
-        launches = [launch for launch in machine.launches if launch["kernel"] == kernel]
-    executed = {index for launch in launches for index, times in launch["synchronisations"] if times}
+    executed: set[int] = set()
+    for seed in seeds:
+        with emulation.ptxvm(seed, **options) as machine:
+            run()
+            for launch in machine.launches:
+                if launch["kernel"] == kernel:
+                    executed.update(index for index, times in launch["synchronisations"] if times)
 
     def missed(index: int) -> bool:
         try:
