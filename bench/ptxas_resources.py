@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -59,12 +60,10 @@ class Resources:
         return min(BLOCKS, THREADS // (warps * WARP), warps_that_fit // warps, SHARED_BYTES // shared)
 
 
-def find_nvcc() -> str:
-    """CUDACXX, or the one on PATH."""
-    found = os.environ.get("CUDACXX") or shutil.which("nvcc")
-    if not found:
-        raise SystemExit("ptxas_resources: no nvcc on PATH; set CUDACXX (docs/building_cuda.md says where to get one)")
-    return found
+def find_nvcc() -> str | None:
+    """CUDACXX, the one on PATH, or that of the wheels beside this Python."""
+    wheels = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path=wheels)
 
 
 def bounds(ptx: str) -> dict[str, int]:
@@ -138,6 +137,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table here as well")
     arguments = parser.parse_args()
     nvcc = find_nvcc()
+    if not nvcc:
+        raise SystemExit("ptxas_resources: no nvcc; docs/building_cuda.md says where to get one")
     sources = arguments.sources or sorted(CSRC.glob("ops/*/*.cu"))
     rows = [row for source in sources for row in resources(nvcc, source)]
     if arguments.launches:

@@ -41,9 +41,9 @@ void allow_with_hints(const Decoding& d, std::initializer_list<const char*> modi
   }
 }
 
-void decode_order(const Decoding& d, bool strong, Space space) {
-  if (!strong || (d.has("cta") && space != Space::shared)) return;
+void decode_order(const Decoding& d) {
   d.out.flags |= kStrongFlag;
+  if (d.has("cta")) d.out.flags |= kBlockScopeFlag;
   if (d.has("acquire") || d.has("acq_rel")) d.out.flags |= kAcquireFlag;
   if (d.has("release") || d.has("acq_rel")) d.out.flags |= kReleaseFlag;
 }

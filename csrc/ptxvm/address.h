@@ -20,8 +20,7 @@ Space decode_space(const Decoding& d, int address_operand);
 // allow(), with all that tells caches what to expect.
 void allow_with_hints(const Decoding& d, std::initializer_list<const char*> modifiers);
 
-// kStrongFlag, kAcquireFlag and kReleaseFlag by the modifiers. In global memory a scope of one block is as good as
-// none.
-void decode_order(const Decoding& d, bool strong, Space space);
+// kStrongFlag, and scope and order by the modifiers.
+void decode_order(const Decoding& d);
 
 }  // namespace lumos::ptxvm

@@ -71,6 +71,8 @@ void order_blocks(BlockMemory& memory, const Inst& inst, uint32_t mask, Kind kin
 void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, const uint64_t* addresses, int lane_bytes,
                     LanePointers* pointers) {
   BlockMemory& memory = memory_of(warp);
+  // To other blocks, an access whose scope is this block is a plain one.
+  if (inst.flags & kBlockScopeFlag) kind = kind == kStrongRead ? kRead : kWrite;
   const Shape shape = shape_of(mask, addresses, lane_bytes);
   uint64_t low = addresses[0], high = addresses[0];
   if (shape == Shape::contiguous) {
@@ -235,7 +237,8 @@ void matrix_rows(Warp& warp, const Inst& inst, Access access, const uint64_t* ad
   const Kind kind = access == Access::read ? kRead : kWrite;
   const uint32_t mask = kAllLanes >> (kLanes - count);
   uint64_t used[kLanes], offsets[kLanes];
-  for (int i = 0; i < kLanes; ++i) used[i] = addresses[i < count ? i : 0];
+  std::copy(addresses, addresses + count, used);
+  std::fill(used + count, used + kLanes, addresses[0]);
   shared_offsets(warp, inst, mask, kind, used, kRowBytes, offsets);
   shared.access(warp.index, kind, mask, offsets, kRowBytes);
   count_bytes(memory_of(warp), inst, mask, kRowBytes);

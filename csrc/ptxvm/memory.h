@@ -38,9 +38,9 @@ struct BlockMemory {
 };
 BlockMemory& memory_of(Warp& warp);
 
-// Inst::flags of loads, stores and atomics. Acquire and release are of a scope wider than the block. Narrow: the
+// Inst::flags of loads, stores, atomics and copies. Block scope: the order is within the block only. Narrow: the
 // address register has 32 bits.
-constexpr uint8_t kStrongFlag = 1, kAcquireFlag = 2, kReleaseFlag = 4, kNarrowAddressFlag = 8;
+constexpr uint8_t kStrongFlag = 1, kBlockScopeFlag = 2, kAcquireFlag = 4, kReleaseFlag = 8, kNarrowAddressFlag = 16;
 
 // Addresses of a decoded operand: the row and the offset. Inactive lanes get that of the first active one.
 inline void addresses_of(Warp& warp, uint32_t row, int64_t offset, bool narrow, uint32_t mask, uint64_t* addresses) {

@@ -7,7 +7,7 @@ namespace lumos::ptxvm {
 namespace {
 
 constexpr int kDestination = 0, kSource = 1, kSourceBytes = 2, kIgnore = 3;  // Inst::op
-constexpr uint8_t kNarrowSourceFlag = 16;
+constexpr uint8_t kNarrowSourceFlag = 32;                                    // Inst::flags
 
 // Checked reads of the first source_bytes[lane] bytes of each lane, which is less than all of them.
 void read_partly(Warp& warp, const Inst& inst, uint32_t mask, const uint64_t* addresses, const uint32_t* source_bytes,
@@ -25,8 +25,8 @@ void read_partly(Warp& warp, const Inst& inst, uint32_t mask, const uint64_t* ad
   });
 }
 
+template <int kBytes>
 void copy(Warp& warp, const Inst& inst, uint32_t mask) {
-  const int num_bytes = inst.width;
   uint64_t from[kLanes], to[kLanes];
   addresses_of(warp, inst.op[kSource], static_cast<int64_t>(inst.aux), inst.flags & kNarrowSourceFlag, mask, from);
   addresses_of(warp, inst, kDestination, mask, to);
@@ -34,10 +34,10 @@ void copy(Warp& warp, const Inst& inst, uint32_t mask) {
   const uint32_t ignored = inst.op[kIgnore] ? warp.predicate(inst.op[kIgnore]) : 0;
   uint32_t whole = 0, partly = 0;
   for_lanes(mask & ~ignored, [&](int lane) {
-    if (source_bytes[lane] > static_cast<uint32_t>(num_bytes)) {
-      throw Fault("out of bounds", format("a copy of %d bytes from %u", num_bytes, source_bytes[lane]), lane);
+    if (source_bytes[lane] > kBytes) {
+      throw Fault("out of bounds", format("a copy of %d bytes from %u", kBytes, source_bytes[lane]), lane);
     }
-    (source_bytes[lane] == static_cast<uint32_t>(num_bytes) ? whole : partly) |= 1u << lane;
+    (source_bytes[lane] == kBytes ? whole : partly) |= 1u << lane;
   });
   uint8_t data[kLanes][16] = {};
   if (whole) {
@@ -45,17 +45,17 @@ void copy(Warp& warp, const Inst& inst, uint32_t mask) {
     addresses_of(warp, inst.op[kSource], static_cast<int64_t>(inst.aux), inst.flags & kNarrowSourceFlag, whole,
                  addresses);
     LanePointers pointers;
-    resolve_in(Space::global)(warp, inst, whole, kRead, addresses, num_bytes, &pointers);
+    resolve_in(Space::global)(warp, inst, whole, kRead, addresses, kBytes, &pointers);
     for_lanes(whole, [&](int lane) {
       const uint8_t* const source =
-          !pointers.base ? pointers.lanes[lane] : pointers.base + (pointers.same ? 0 : lane * num_bytes);
-      std::memcpy(data[lane], source, num_bytes);
+          !pointers.base ? pointers.lanes[lane] : pointers.base + (pointers.same ? 0 : lane * kBytes);
+      std::memcpy(data[lane], source, kBytes);
     });
   }
   read_partly(warp, inst, partly, from, source_bytes, data);
   uint64_t offsets[kLanes];
-  shared_offsets(warp, inst, mask, kWrite, to, num_bytes, offsets);
-  memory_of(warp).shared.issue_copy(warp.index, mask, offsets, num_bytes, data);
+  shared_offsets(warp, inst, mask, kWrite, to, kBytes, offsets);
+  memory_of(warp).shared.issue_copy(warp.index, mask, offsets, kBytes, data);
 }
 
 void commit(Warp& warp, const Inst&, uint32_t mask) { memory_of(warp).shared.commit_copies(warp.index, mask); }
@@ -85,8 +85,7 @@ void decode_copy(const Decoding& d) {
   const bool is_predicate = count == 4 && is_a(operands[3], 0);
   if (is_predicate) d.out.op[kIgnore] = d.row(3, Type::pred);
   d.out.op[kSourceBytes] = d.row(count == 4 && !is_predicate ? 3 : 2, Type::u32);
-  d.out.width = static_cast<uint8_t>(bytes);
-  d.out.run = copy;
+  d.out.run = bytes == 16 ? copy<16> : bytes == 8 ? copy<8> : copy<4>;
   d.out.cls = Class::async_copy;
 }
 

@@ -108,9 +108,7 @@ void atomic(Warp& warp, const Inst& inst, uint32_t mask) {
   uint64_t addresses[kLanes];
   addresses_of(warp, inst, 1, mask, addresses);
   LanePointers pointers;
-  // For the other blocks, an atomic access of the scope of this one is a plain write.
-  const Kind kind = inst.flags & kStrongFlag ? kStrongWrite : kWrite;
-  reinterpret_cast<Resolve>(inst.aux)(warp, inst, mask, kind, addresses, sizeof(T), &pointers);
+  reinterpret_cast<Resolve>(inst.aux)(warp, inst, mask, kStrongWrite, addresses, sizeof(T), &pointers);
   const Cell *b = warp.row<Cell>(inst.op[2]), *c = warp.row<Cell>(inst.op[3]);
   Cell before[kLanes];
   for_lanes(mask, [&](int lane) {
@@ -186,7 +184,7 @@ void decode_atomic(const Decoding& d) {
       operation->type == Type::f32 && space == Space::shared ? atomic<AddFloat<false>, uint32_t> : operation->run;
   d.out.cls = Class::atomic;
   d.out.aux = reinterpret_cast<uint64_t>(resolve_in(space));
-  decode_order(d, true, space);
+  decode_order(d);
   const auto value = [&](int i) {
     const Operand& operand = d.source.operands[i];
     if (operand.kind == Operand::Kind::reg && (size_bytes(d.rows.type_of(operand.reg)) == 8) != (bytes == 8)) {

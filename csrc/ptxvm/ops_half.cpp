@@ -10,16 +10,18 @@ namespace {
 
 constexpr uint8_t kFlush = 1, kSaturate = 2, kRelu = 4;  // Inst::flags
 
-// a * b is exact in double. The sum may not be: rounding it to an odd last place keeps the side on which the exact one
-// lies of any value with fewer places.
+// Products are exact in Wide, sums may not be. A float with an odd last place stands for an inexact one: it lies on the
+// same side of any value of fewer places, so that the second rounding sees what the first has dropped.
+template <class Wide>
 struct OddFusedSum {
-  double operator()(double a, double b, double c) const {
-    const double product = a * b, sum = product + c;
-    const double of_c = sum - product, error = (product - (sum - of_c)) + (c - of_c);
-    const auto bits = bits_as<uint64_t>(sum);
+  float operator()(float a, float b, float c) const {
+    const Wide product = Wide{a} * Wide{b}, sum = product + c, of_c = sum - product;
+    const auto result = static_cast<float>(sum);
+    const Wide error = (sum - result) + ((product - (sum - of_c)) + (c - of_c));
     const bool inexact = (error < 0) | (error > 0);  // not if it is a NaN, the error of an infinite sum
-    const uint64_t away_from_zero = (error > 0) == (sum > 0);
-    return inexact & !(bits & 1) ? bits_as<double>(bits + 2 * away_from_zero - 1) : sum;
+    const auto bits = bits_as<uint32_t>(result);
+    const uint32_t step = ~bits & 1, towards_zero = (error < 0) ^ bits >> 31;
+    return bits_as<float>(bits + (inexact ? towards_zero ? 0 - step : step : 0));
   }
 };
 
@@ -48,10 +50,11 @@ class HalfArithmetic {
   uint32_t nan_;
 };
 
-template <class F, int kArity>
+// F for f16, OfBfloat for bf16.
+template <class F, int kArity, class OfBfloat = F>
 void decode_half(const Decoding& d, Class cls) {
   using H = HalfArithmetic<F, Half>;
-  using B = HalfArithmetic<F, Bfloat>;
+  using B = HalfArithmetic<OfBfloat, Bfloat>;
   const Type type = d.type();
   if (d.has("sat") && d.has("relu")) d.unknown();
   d.out.flags = (d.has("ftz") ? kFlush : 0) | (d.has("sat") ? kSaturate : 0) | (d.has("relu") ? kRelu : 0);
@@ -79,7 +82,7 @@ void decode_half_mul(const Decoding& d) { decode_binary<Product>(d); }
 void decode_half_fma(const Decoding& d) {
   if (!d.has("rn")) d.unknown();
   is_bfloat(d) ? d.allow({"rn", "relu"}) : d.allow({"rn", "ftz", "sat", "relu"});
-  decode_half<OddFusedSum, 3>(d, Class::half);
+  decode_half<OddFusedSum<float>, 3, OddFusedSum<double>>(d, Class::half);
 }
 
 void decode_half_ex2(const Decoding& d) {

@@ -167,7 +167,7 @@ void decode_access(const Decoding& d, bool loads) {
   d.out.run = loads ? load_handler(d, d.type(), count, register_bytes) : store_handler(d, d.type(), count);
   decode_address(d, address, count);
   d.out.aux = reinterpret_cast<uint64_t>(resolve_in(space));
-  decode_order(d, d.has("volatile") || d.has("relaxed") || d.has("acquire") || d.has("release"), space);
+  if (d.has("volatile") || d.has("relaxed") || d.has("acquire") || d.has("release")) decode_order(d);
   d.out.cls = space == Space::shared                              ? loads ? Class::shared_load : Class::shared_store
               : space == Space::local                             ? Class::local
               : space == Space::param || space == Space::constant ? Class::constant

@@ -8,6 +8,7 @@
 
 #include "ptxvm/fault.h"
 #include "ptxvm/machine.h"
+#include "ptxvm/runtime.h"
 
 namespace lumos {
 
@@ -119,6 +120,8 @@ void register_ptxvm(py::module_& module) {
     return rows;
   });
   module.def("clear_launches", [] { vm::launches().clear(); });
+
+  module.def("take_fault", &vm::take_fault);
 
   const vm::Options defaults;
   module.def(

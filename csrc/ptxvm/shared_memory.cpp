@@ -78,32 +78,37 @@ void SharedMemory::issue_copy(int w, uint32_t mask, const uint64_t* offsets, int
     Copy& copy = warp.copies.back();
     copy.group = warp.groups[__builtin_ctz(mask)];
     copy.mask = 0;
+    for (int lane = 0; lane < kLanes; ++lane) copy.mask |= uint32_t{warp.groups[lane] == copy.group} << lane;
+    copy.mask &= mask;
     copy.num_bytes = num_bytes;
-    for_lanes(mask, [&](int lane) {
-      if (warp.groups[lane] != copy.group) return;
-      copy.mask |= 1u << lane;
-      copy.offsets[lane] = offsets[lane];
-      std::memcpy(copy.data[lane], data[lane], 16);
-    });
+    std::memcpy(copy.offsets, offsets, sizeof copy.offsets);
+    std::memcpy(copy.data, data, sizeof copy.data);
     mask &= ~copy.mask;
   }
 }
 
 void SharedMemory::commit_copies(int w, uint32_t mask) {
-  for_lanes(mask, [&](int lane) { ++warps_[w].groups[lane]; });
+  for (int lane = 0; lane < kLanes; ++lane) warps_[w].groups[lane] += mask >> lane & 1;
+}
+
+template <int kBytes>
+void SharedMemory::Copy::arrive(uint32_t lanes, uint8_t* memory) const {
+  for_lanes(lanes, [&](int lane) { std::memcpy(memory + offsets[lane], data[lane], kBytes); });
 }
 
 void SharedMemory::wait_copies(int w, uint32_t mask, uint32_t allowed) {
   WarpState& warp = warps_[w];
   for (Copy& copy : warp.copies) {
     uint32_t arrived = 0;
-    for_lanes(copy.mask & mask, [&](int lane) {
-      if (uint64_t{copy.group} + allowed < warp.groups[lane]) arrived |= 1u << lane;
-    });
+    const uint64_t last = uint64_t{copy.group} + allowed;
+    for (int lane = 0; lane < kLanes; ++lane) arrived |= uint32_t{last < warp.groups[lane]} << lane;
+    arrived &= copy.mask & mask;
     if (!arrived) continue;
     copy.mask &= ~arrived;
-    for_lanes(arrived,
-              [&](int lane) { std::memcpy(bytes_.data() + copy.offsets[lane], copy.data[lane], copy.num_bytes); });
+    const auto arrive = copy.num_bytes == 16  ? &Copy::arrive<16>
+                        : copy.num_bytes == 8 ? &Copy::arrive<8>
+                                              : &Copy::arrive<4>;
+    (copy.*arrive)(arrived, bytes_.data());
     update_granules(
         states_.data(), granule_log2_, arrived, copy.offsets, static_cast<uint32_t>(copy.num_bytes),
         [&](uint32_t, const uint32_t* granule, int lane) { return after(kSettled, w, kWrite, granule, lane); });
@@ -117,8 +122,9 @@ void SharedMemory::end_of_kernel() const {
       if (!copy.mask) continue;
       const int lane = __builtin_ctz(copy.mask);
       throw Fault("unfinished copy",
-                  format("warp %zu ended without waiting for a cp.async of lane %d to byte %u of shared memory", w,
-                         lane, static_cast<unsigned>(copy.offsets[lane])));
+                  format("the kernel ended without waiting for a cp.async to byte %u of shared memory",
+                         static_cast<unsigned>(copy.offsets[lane])),
+                  static_cast<int>(w) * kLanes + lane);
     }
   }
 }

@@ -23,7 +23,7 @@ class SharedMemory {
 
   // A barrier has released these warps; warps that have ended count as having arrived at a barrier of the whole block.
   void synchronise(uint32_t warps);
-  // Throws a Fault if the bytes of a copy have not been waited for.
+  // Throws a Fault if the bytes of a copy have not been waited for; its lane is the thread in the block.
   void end_of_kernel() const;
 
   uint32_t num_bytes() const { return num_bytes_; }
@@ -57,6 +57,8 @@ class SharedMemory {
     int num_bytes;
     uint64_t offsets[kLanes];
     uint8_t data[kLanes][16];
+    template <int kBytes>
+    void arrive(uint32_t lanes, uint8_t* memory) const;
   };
   struct WarpState {
     uint32_t clock;

@@ -20,15 +20,19 @@ void count_sectors(Shape shape, uint32_t mask, const uint64_t* addresses, Counte
     counter->sectors += addresses[kLanes - 1] / kSectorBytes - addresses[0] / kSectorBytes + 1;
     return;
   }
-  uint64_t found[kLanes];
+  uint64_t sectors[kLanes];
   int count = 0;
+  bool ascend = true;
   for_lanes(shape == Shape::same ? 1 : mask, [&](int lane) {
     const uint64_t sector = addresses[lane] / kSectorBytes;
-    for (int i = count; i-- > 0;) {  // the latest first: neighbours mostly share
-      if (found[i] == sector) return;
-    }
-    found[count++] = sector;
+    if (count && sectors[count - 1] == sector) return;
+    ascend = ascend && (!count || sectors[count - 1] < sector);
+    sectors[count++] = sector;
   });
+  if (!ascend) {
+    std::sort(sectors, sectors + count);
+    count = static_cast<int>(std::unique(sectors, sectors + count) - sectors);
+  }
   counter->sectors += count;
 }
 

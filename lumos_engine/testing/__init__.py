@@ -1,7 +1,8 @@
 """Tools to test a backend of ``lumos_engine.ops``: generated inputs, poisoned memory, one table of tolerances.
 
 ``check_backend`` runs the property suite on a kernel of your own; what it is made of is here too, a module each.
-``tolerances``, ``eager`` and ``poison`` need torch alone, the others hypothesis (``pip install lumos_engine[test]``).
+``tolerances``, ``eager``, ``poison`` and ``emulation`` need torch alone, the others hypothesis (``pip install lumos_engine[test]``).
+``ptxvm`` runs the CUDA kernels without a GPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import eager as eager
+    from . import emulation as emulation
     from . import oracles as oracles
     from . import poison as poison
     from . import properties as properties
@@ -19,16 +21,19 @@ if TYPE_CHECKING:
     from . import strategies_cases as strategies_cases
     from . import tolerances as tolerances
     from .check import Report, check_backend
+    from .emulation import ptxvm
 
 _MODULES = (
-    "eager", "oracles", "poison", "properties", "strategies", "strategies_cache", "strategies_cases", "tolerances",
+    "eager", "emulation", "oracles", "poison", "properties", "strategies", "strategies_cache", "strategies_cases",
+    "tolerances",
 )  # fmt: skip
-__all__ = ["Report", "check_backend", *_MODULES]  # noqa: PLE0604
+_FROM_MODULES = {"Report": "check", "check_backend": "check", "ptxvm": "emulation"}
+__all__ = [*_FROM_MODULES, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    if name in ("Report", "check_backend"):
-        return getattr(importlib.import_module(".check", __name__), name)
+    if name in _FROM_MODULES:
+        return getattr(importlib.import_module(f".{_FROM_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

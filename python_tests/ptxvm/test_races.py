@@ -59,6 +59,7 @@ def test_what_is_no_race_between_warps():
         "atom.shared.add.u32 %r4, [%r3], %thread; atom.shared.add.u32 %r4, [%r3], %thread;",
         "st.volatile.shared.u32 [%r3], 1; ld.volatile.shared.u32 %r4, [%r3]; atom.shared.add.u32 %r4, [%r3], %thread;",
         "ld.shared.u32 %r4, [%r1]; st.shared.u32 [%r1], %r4;",
+        "mov.u64 %d1, shared; cvta.shared.u64 %d1, %d1; atom.relaxed.cta.add.u32 %r4, [%d1], %thread; ld.relaxed.cta.u32 %r4, [%d1];",
     ):
         run(WORDS + body, block=128, shared=512)
 
@@ -233,6 +234,7 @@ BETWEEN_BLOCKS = {
     "atomic, read": "@%q0 red.global.add.u32 [%d1], %r1; @!%q0 ld.global.u32 %r2, [%d1];",
     "read, atomic": "@%q0 ld.global.u32 %r2, [%d1]; @!%q0 red.global.add.u32 [%d1], %r1;",
     "atomics of the block": "atom.cta.global.add.u32 %r2, [%d1], %r1;",
+    "reads of the block": "@%q0 red.global.add.u32 [%d1], %r1; @!%q0 ld.relaxed.cta.global.u32 %r2, [%d1];",
     "volatile write, read": "@%q0 st.volatile.global.u32 [%d1], %r1; @!%q0 ld.global.u32 %r2, [%d1];",
     "write, copy": "@%q0 st.global.u32 [%d1], %r1; mov.u32 %r3, shared; mad.lo.u32 %r3, %thread, 4, %r3; @!%q0 cp.async.ca.shared.global [%r3], [%d1], 4; cp.async.wait_all;",
     "write, generic read": "@%q0 st.u32 [%d1], %r1; @!%q0 ld.u32 %r2, [%d1];",
