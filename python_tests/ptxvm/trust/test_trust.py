@@ -23,6 +23,9 @@ from . import cases, compilers
 pytestmark = pytest.mark.slow
 
 SCHEDULES = [None, 1, 2, 3]
+KERNEL_NAMES = {"gemm_device": r"_Z11gemm_device\w+"} | dict.fromkeys(
+    ("matmul_bf16", "matmul_fp16", "matmul_tf32"), "matmul"
+)
 DELETED = ["matmul_bf16", "attention", "gemm_bf16_tn", "gemm_fp16_nn_split_k", "gemm_device", "attention_bf16_64"]
 
 TRITON: dict[str, Callable[[], cases.Call]] = {
@@ -68,10 +71,18 @@ def attention_ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclass
 class Subject:
-    module: Module
+    ptx: str
     kernel: str
     make: Callable[[], cases.Call]
     shared_bytes: int
+
+    def __post_init__(self) -> None:
+        self.module = Module(self.ptx)
+
+    @property
+    def opcodes(self) -> set[str]:
+        body = self.ptx.split(f".entry {self.kernel}(")[1].split(".entry ")[0]
+        return set(re.findall(r"^\s*(?:@!?%?\w+\s+)?([a-z]\w*(?:(?:\.|::)\w+)+|ret|bra)\s", body, re.MULTILINE))
 
     def run(self) -> cases.Call:
         """Launches in the machine as it is set up. Raises AssertionError if an answer is not what fp64 says."""
@@ -87,14 +98,17 @@ class Subject:
 def subject(name: str, request: pytest.FixtureRequest) -> Subject:
     if name in TRITON:
         folder = request.getfixturevalue("triton_folder")
-        module = Module((folder / f"{name}.ptx").read_text())
-        [kernel] = module.kernels
-        return Subject(module, kernel, TRITON[name], int((folder / f"{name}.shared").read_text()))
-    ptx = request.getfixturevalue("gemm_ptx" if name in GEMM else "attention_ptx")
-    module = Module(drained(ptx) if name == "gemm_device" else ptx)
-    [kernel] = [each for each in module.kernels if re.fullmatch(rf"{name}|_Z\d+{name}I.*", each)]
-    size = re.search(rf"{name}_shared_bytes = (\d+);", ptx)
-    return Subject(module, kernel, (GEMM | ATTENTION)[name], int(size[1]) if size else 0)
+        ptx, make, shared_bytes = (
+            (folder / f"{name}.ptx").read_text(),
+            TRITON[name],
+            (folder / f"{name}.shared").read_text(),
+        )
+    else:
+        ptx = request.getfixturevalue("gemm_ptx" if name in GEMM else "attention_ptx")
+        make, size = (GEMM | ATTENTION)[name], re.search(rf"{name}_shared_bytes = (\d+);", ptx)
+        shared_bytes = size[1] if size else "0"
+    [kernel] = re.findall(rf"\.entry ({KERNEL_NAMES.get(name, name)})\(", ptx)
+    return Subject(drained(ptx) if name == "gemm_device" else ptx, kernel, make, int(shared_bytes))
 
 
 def drained(ptx: str) -> str:
@@ -126,7 +140,7 @@ def test_close_to_fp64_with_the_same_bits_in_any_order(name: str, subject: Subje
         if seed is None:
             instructions = sum(line["instructions"] for line in launch["lines"])
             error = max(call.errors().values())
-            print(f"| {name} | {instructions:,} | {launch['seconds']:.3f} | {error:.1e} |")
+            print(f"| {name} | {len(subject.opcodes)} | {instructions:,} | {launch['seconds']:.3f} | {error:.1e} | 0 |")
     for other in answers[1:]:
         for x, y in zip(answers[0], other, strict=True):
             assert torch.equal(x.view(torch.uint8), y.view(torch.uint8)), "another schedule gave other bits"
