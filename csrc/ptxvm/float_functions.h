@@ -102,7 +102,7 @@ struct PowerOfTwo {
     power = std::fma(power, fraction, 1.0f);
     // Two factors, as 2^exponent may lie beyond the normal values; only the second product rounds.
     const int32_t half = exponent >> 1;
-    const auto scale = [](int32_t e) { return bits_as<float>((e + 127) << 23); };
+    const auto scale = [](int32_t e) { return bits_as<float>(static_cast<uint32_t>(e + 127) << 23); };
     return power * scale(half) * scale(exponent - half);
   }
 };

@@ -152,6 +152,11 @@ void decode_function(const Decoding& d) {
   is_half(d) ? kHalf(d) : decode_approximate<F, 1>(d);
 }
 
+void decode_tanh(const Decoding& d) {
+  if (d.has("ftz")) d.unknown();
+  decode_function<HyperbolicTangent, decode_half_tanh>(d);
+}
+
 }  // namespace
 
 // The names that integers have too come by decode_float().
@@ -174,7 +179,7 @@ const NamedDecoder kFloatDecoders[] = {{"add", decode_arithmetic<Sum, 2, decode_
                                        {"lg2", decode_approximate<Logarithm, 1>},
                                        {"sin", decode_approximate<Sine, 1>},
                                        {"cos", decode_approximate<Cosine, 1>},
-                                       {"tanh", decode_function<HyperbolicTangent, decode_half_tanh>},
+                                       {"tanh", decode_tanh},
                                        {nullptr, nullptr}};
 
 void decode_float(const Decoding& d) {

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from lumos_engine.testing.emulation import extension
+
 from .exact import (
     FORMATS,
     OPERATIONS,
@@ -173,6 +175,27 @@ def test_coarse_functions_of_f64_see_and_yield_the_upper_half() -> None:
     np.testing.assert_allclose(run("rsqrt.approx.f64", np.float64, x), want, rtol=2**-52, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("add.f32 %f0, 0f00000000, 0f00000000", "fp32"),
+        ("max.f32 %f0, 0f00000000, 0f00000000", "fp32"),
+        ("sqrt.rm.f64 %fd0, 0d0000000000000000", "fp64"),
+        ("mul.bf16 %rs0, 1, 1", "half"),
+        ("neg.f16x2 %r0, 1", "half"),
+        ("ex2.approx.f32 %f0, 0f00000000", "special"),
+        ("tanh.approx.f16 %rs0, 1", "special"),
+        ("cvt.u16.u32 %rs0, 1", "convert"),
+    ],
+    ids=str,
+)
+def test_classes_that_instructions_are_counted_as(line: str, kind: str) -> None:
+    extension().clear_launches()
+    module_of(f"{line};").launch("kernel", 1, 32)
+    (launch,) = extension().launches()
+    assert {row["class"]: row["instructions"] for row in launch["lines"]} == {kind: 1, "control": 1}
+
+
 UNKNOWN = (
     "add.rna.f32 %f0, %f1, %f2",
     "add.ftz.f64 %fd0, %fd1, %fd2",
@@ -188,6 +211,7 @@ UNKNOWN = (
     "ex2.f32 %f0, %f1",
     "ex2.approx.f64 %fd0, %fd1",
     "lg2.approx.f16 %rs0, %rs1",
+    "tanh.approx.ftz.f32 %f0, %f1",
     "min.NaN.f64 %fd0, %fd1, %fd2",
     "min.xorsign.f32 %f0, %f1, %f2",
     "min.abs.f32 %f0, %f1, %f2",
