@@ -157,6 +157,27 @@ def cutlass_attention(dtype: torch.dtype, length: int, head_dim: int, causal: bo
     return Call((3, heads), (32, 4), arguments, {3: out.transpose(0, 1), 5: _padded(lse, 192)}, bound)
 
 
+def radix_sort() -> Call:
+    keys = torch.randint(-(2**31), 2**31, (3, 512)).int()
+    keys[0] &= 15  # equal keys keep their order
+    ordered = (keys.long() & 0xFFFFFFFF).sort(stable=True, dim=1)
+    signed = ordered.values.int().double()
+    return Call(3, 128, [keys, keys * 0, keys * 0], {1: signed, 2: ordered.indices.double()}, 0)
+
+
+def scans() -> Call:
+    x, y = torch.randint(-9, 9, (3, 128)).int(), torch.randn(3, 128)
+    total = y.double().cumsum(1)
+    outputs = [torch.zeros_like(x), poisoned(3, 128), poisoned(3, dtype=torch.float64)]
+    expected = {1: x.cumsum(1).double(), 3: total - y.double(), 4: total[:, -1]}
+    return Call(3, 128, [x, outputs[0], y, outputs[1], outputs[2]], expected, 1e-6)
+
+
+def count_bytes() -> Call:
+    x = torch.randint(256, (3, 512), dtype=torch.uint8)
+    return Call(3, 128, [x, torch.zeros(256, dtype=torch.int32)], {1: x.flatten().bincount(minlength=256).double()}, 0)
+
+
 def cute_gemm() -> Call:
     """Every parameter of CuTe's tutorial kernel that is known when it is compiled is an empty struct: one byte."""
     m, n, k = 256, 128, 320

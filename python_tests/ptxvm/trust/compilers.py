@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,19 +36,11 @@ def triton_ptx(folder: Path) -> Path:
     return folder
 
 
-def cutlass_ptx(source: str, folder: Path) -> str:
-    """PTX of a ``.cu`` file of this folder that includes CUTLASS's headers and examples."""
+def nvcc_ptx(source: str, folder: Path, includes: Sequence[Path] = ()) -> str:
+    """PTX of a ``.cu`` file of this folder."""
     nvcc = shutil.which("nvcc")
-    library = _package("cutlass_library")
     if not nvcc:
         pytest.skip("nvcc is not installed")
-    if not library:
-        pytest.skip("CUTLASS is not installed: pip install nvidia-cutlass")
-    root = library / "source"
-    examples = [root / "examples" / name for name in ("common", "cute/tutorial", "41_fused_multi_head_attention")]
-    includes = [root / "include", root / "tools/util/include", *examples]
-    if nvidia := _package("nvidia"):  # curand_kernel.h, where the toolkit lacks it
-        includes += sorted(nvidia.glob("*/include"))
     target = folder / source.replace(".cu", ".ptx")
     options = ["-std=c++17", "-w", "-lineinfo", "-gencode", "arch=compute_80,code=compute_80"]
     command = [nvcc, *options, *(f"-I{path}" for path in includes), "-ptx", HERE / source, "-o", target]
@@ -56,3 +49,16 @@ def cutlass_ptx(source: str, folder: Path) -> str:
         pytest.skip("curand_kernel.h is missing, which CUTLASS's attention includes: pip install nvidia-curand")
     assert done.returncode == 0, done.stderr
     return target.read_text()
+
+
+def cutlass_ptx(source: str, folder: Path) -> str:
+    """As ``nvcc_ptx``, for a file that includes CUTLASS's headers and examples."""
+    library = _package("cutlass_library")
+    if not library:
+        pytest.skip("CUTLASS is not installed: pip install nvidia-cutlass")
+    root = library / "source"
+    examples = [root / "examples" / name for name in ("common", "cute/tutorial", "41_fused_multi_head_attention")]
+    includes = [root / "include", root / "tools/util/include", *examples]
+    if nvidia := _package("nvidia"):  # curand_kernel.h, where the toolkit lacks it
+        includes += sorted(nvidia.glob("*/include"))
+    return nvcc_ptx(source, folder, includes)

@@ -10,14 +10,18 @@ namespace {
 
 using cutlass::gemm::SharedMemoryClearOption;
 
+template <class Element>
+constexpr int kVector = 16 / sizeof(Element);  // elements of an access
+
 // What device::Gemm makes of its defaults, which are kNone: rows behind the end of a matrix are left unwritten in
 // shared memory, read, and their results thrown away. kZfill writes zeros there.
 template <class Element, class LayoutB, int kStages, bool kSplitK, SharedMemoryClearOption kClear>
 using Gemm = typename cutlass::gemm::kernel::DefaultGemm<
-    Element, cutlass::layout::RowMajor, 8, Element, LayoutB, 8, Element, cutlass::layout::RowMajor, float,
-    cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80, cutlass::gemm::GemmShape<128, 64, 32>,
-    cutlass::gemm::GemmShape<64, 32, 32>, cutlass::gemm::GemmShape<16, 8, 16>,
-    cutlass::epilogue::thread::LinearCombination<Element, 8, float, float>,
+    Element, cutlass::layout::RowMajor, kVector<Element>, Element, LayoutB, kVector<Element>, Element,
+    cutlass::layout::RowMajor, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
+    cutlass::gemm::GemmShape<128, 64, 32>, cutlass::gemm::GemmShape<64, 32, 32>,
+    cutlass::gemm::GemmShape<16, 8, sizeof(Element) == 4 ? 8 : 16>,
+    cutlass::epilogue::thread::LinearCombination<Element, kVector<Element>, float, float>,
     cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<>, kStages, kSplitK, cutlass::arch::OpMultiplyAdd,
     kClear>::GemmKernel;
 
@@ -49,3 +53,4 @@ GEMM(gemm_bf16_tn, cutlass::bfloat16_t, ColumnMajor, 3, false, kZfill)
 GEMM(gemm_bf16_nn, cutlass::bfloat16_t, RowMajor, 4, false, kNone)
 GEMM(gemm_fp16_tn, cutlass::half_t, ColumnMajor, 2, false, kNone)
 GEMM(gemm_fp16_nn_split_k, cutlass::half_t, RowMajor, 3, true, kNone)
+GEMM(gemm_tf32_tn, float, ColumnMajor, 3, false, kZfill)

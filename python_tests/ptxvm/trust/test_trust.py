@@ -1,4 +1,4 @@
-"""Kernels of Triton and CUTLASS run in the machine: nobody of this project wrote them, and on GPUs they are right.
+"""Kernels of Triton, CUTLASS and CUB run in the machine: nobody of this project wrote them, and on GPUs they are right.
 
 Each one runs in order and under random schedules with every check on, answers the same bits every time, and is as close to
 fp64 as its types allow. The last results are in docs/ptxvm_trust.md; ``pytest --slow -rP`` prints them.
@@ -26,7 +26,15 @@ SCHEDULES = [None, 1, 2, 3]
 KERNEL_NAMES = {"gemm_device": r"_Z11gemm_device\w+"} | dict.fromkeys(
     ("matmul_bf16", "matmul_fp16", "matmul_tf32"), "matmul"
 )
-DELETED = ["matmul_bf16", "attention", "gemm_bf16_tn", "gemm_fp16_nn_split_k", "gemm_device", "attention_bf16_64"]
+DELETED = [
+    "matmul_bf16",
+    "attention",
+    "gemm_bf16_tn",
+    "gemm_fp16_nn_split_k",
+    "gemm_device",
+    "attention_bf16_64",
+    "radix_sort",
+]
 
 TRITON: dict[str, Callable[[], cases.Call]] = {
     "vector_add": cases.vector_add,
@@ -46,12 +54,14 @@ GEMM = {
     "gemm_bf16_nn": partial(cases.cutlass_gemm, torch.bfloat16, False, 4e-3, full_tiles=True),
     "gemm_fp16_tn": partial(cases.cutlass_gemm, torch.float16, True, 5e-4),
     "gemm_fp16_nn_split_k": partial(cases.cutlass_gemm, torch.float16, False, 1e-3, full_tiles=True, slices=3),
+    "gemm_tf32_tn": partial(cases.cutlass_gemm, torch.float32, True, 1e-3),
     "gemm_device": cases.cute_gemm,
 }
 ATTENTION = {
     "attention_bf16_64": partial(cases.cutlass_attention, torch.bfloat16, 180, 64, True, 4e-3),
     "attention_fp16_128": partial(cases.cutlass_attention, torch.float16, 192, 128, False, 5e-4),
 }
+CUB = {"radix_sort": cases.radix_sort, "scans": cases.scans, "count_bytes": cases.count_bytes}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +77,11 @@ def gemm_ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def attention_ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
     return compilers.cutlass_ptx("cutlass_attention.cu", tmp_path_factory.mktemp("cutlass"))
+
+
+@pytest.fixture(scope="module")
+def cub_ptx(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return compilers.nvcc_ptx("cub_blocks.cu", tmp_path_factory.mktemp("cub"))
 
 
 @dataclass
@@ -104,8 +119,10 @@ def subject(name: str, request: pytest.FixtureRequest) -> Subject:
             (folder / f"{name}.shared").read_text(),
         )
     else:
-        ptx = request.getfixturevalue("gemm_ptx" if name in GEMM else "attention_ptx")
-        make, size = (GEMM | ATTENTION)[name], re.search(rf"{name}_shared_bytes = (\d+);", ptx)
+        ptx = request.getfixturevalue(
+            "gemm_ptx" if name in GEMM else "attention_ptx" if name in ATTENTION else "cub_ptx"
+        )
+        make, size = (GEMM | ATTENTION | CUB)[name], re.search(rf"{name}_shared_bytes = (\d+);", ptx)
         shared_bytes = size[1] if size else "0"
     [kernel] = re.findall(rf"\.entry ({KERNEL_NAMES.get(name, name)})\(", ptx)
     return Subject(drained(ptx) if name == "gemm_device" else ptx, kernel, make, int(shared_bytes))
@@ -129,7 +146,7 @@ def test_rows_that_nobody_wrote(gemm_ptx: str) -> None:
         Module(gemm_ptx).launch("gemm_bf16_nn", call.grid, call.block, *call.arguments, shared_bytes=49152)
 
 
-@pytest.mark.parametrize("name", TRITON | GEMM | ATTENTION)
+@pytest.mark.parametrize("name", TRITON | GEMM | ATTENTION | CUB)
 def test_close_to_fp64_with_the_same_bits_in_any_order(name: str, subject: Subject) -> None:
     answers = []
     for seed in SCHEDULES:
