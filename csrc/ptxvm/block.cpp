@@ -126,10 +126,18 @@ bool Block::run(Schedule* schedule, uint64_t quantum) {
       const uint64_t before = warp.num_executed;
       run_warp(&warp, schedule->permute ? 1 + schedule->below(48) : quantum);
       spent += warp.num_executed - before;
+      if (!warp.live) {
+        for (int barrier = 0; barrier < kNumBarriers; ++barrier) release_if_complete(barrier);
+      }
       if (schedule->permute) break;
     }
     if (!any_live) {
-      memory.end_of_block();
+      try {
+        memory.end_of_block();
+      } catch (const Fault& fault) {
+        const int lane = fault.lane % kLanes;
+        report(warps[fault.lane / kLanes], fault.instruction, 1u << lane, Fault(fault.kind, fault.what(), lane));
+      }
       return true;
     }
     if (!any_ran) report_deadlock();
@@ -159,7 +167,19 @@ Block::State Block::run_warp(Warp* pointer, uint64_t quantum) {
       const uint32_t runnable = warp.live & ~warp.waiting;
       if (!runnable) {
         if (!warp.live) return leave(State::ended);
-        throw stuck(warp, &pc, &mask);
+        // Lanes that have ended since may be those that the others wait for.
+        bool ran = false;
+        for (uint32_t rest = warp.waiting; rest && !ran;) {
+          pc = warp.pc[__builtin_ctz(rest)];
+          mask = 0;
+          for_lanes(rest, [&](int lane) { mask |= warp.pc[lane] == pc ? 1u << lane : 0; });
+          rest &= ~mask;
+          const bool on = synchronise(&warp, instructions[pc], pc, mask);
+          if (instructions[pc].flow == Flow::barrier && on) return leave(State::waiting);
+          ran = warp.waiting != (warp.waiting | mask);
+        }
+        if (!ran) throw stuck(warp, &pc, &mask);
+        continue;
       }
       pc = INT_MAX;
       for_lanes(runnable, [&](int lane) {
@@ -272,8 +292,17 @@ Block::State Block::run_warp(Warp* pointer, uint64_t quantum) {
 // instruction runs and they stand behind it. True if it ran; for a barrier: if the warp has to wait for other warps
 // now.
 bool Block::synchronise(Warp* warp, const Inst& inst, int32_t pc, uint32_t arrived) {
-  for_lanes(arrived, [&](int lane) { warp->pc[lane] = pc; });
   const uint32_t* masks = inst.member_mask ? warp->row<uint32_t>(inst.member_mask) : nullptr;
+  if (arrived == kAllLanes && inst.flow == Flow::warp_sync) {  // the usual case: all lanes, and all of them named
+    uint32_t named = kAllLanes;
+    for (int lane = 0; masks && lane < kLanes; ++lane) named &= masks[lane];
+    if (named == kAllLanes) {
+      inst.run(*warp, inst, arrived);
+      std::fill(warp->pc, warp->pc + kLanes, pc + 1);
+      return true;
+    }
+  }
+  for_lanes(arrived, [&](int lane) { warp->pc[lane] = pc; });
   bool ran = false;
   for (uint32_t rest = arrived; rest;) {
     const uint32_t members = masks ? masks[__builtin_ctz(rest)] : warp->live;
@@ -357,6 +386,7 @@ bool Block::arrive(Warp* warp, const Inst& inst, uint32_t present) {
   }
   const auto kind = static_cast<BarrierKind>(inst.aux);
   barrier.expected_threads = expected;
+  barrier.of_all = !inst.op[kBarrierCount];
   barrier.arrived_threads += kLanes;
   barrier.arrived_warps |= 1u << warp->index;
   if (kind == BarrierKind::reduce_and || kind == BarrierKind::reduce_or || kind == BarrierKind::reduce_popc) {
@@ -368,7 +398,16 @@ bool Block::arrive(Warp* warp, const Inst& inst, uint32_t present) {
     barrier.waiting_warps |= 1u << warp->index;
     warp->barrier = static_cast<int>(id);
   }
-  if (barrier.arrived_threads < expected) return kind == BarrierKind::arrive;
+  return release_if_complete(static_cast<int>(id)) || kind == BarrierKind::arrive;
+}
+
+bool Block::release_if_complete(int id) {
+  Barrier& barrier = barriers[id];
+  uint32_t expected = barrier.expected_threads;
+  for (const Warp& warp : warps) {
+    if (barrier.of_all && !warp.live) expected -= kLanes;
+  }
+  if (!barrier.arrived_warps || barrier.arrived_threads < expected) return false;
   memory.shared.synchronise(barrier.arrived_warps);
   for_lanes(barrier.waiting_warps, [&](int w) {
     Warp& released = warps[w];

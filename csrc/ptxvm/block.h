@@ -25,6 +25,7 @@ struct Schedule {
 
 struct Barrier {
   uint32_t expected_threads = 0;  // 0 = nobody has arrived
+  bool of_all = false;            // without a number: of all threads that have not ended
   uint32_t arrived_threads = 0;
   uint32_t arrived_warps = 0;            // set of warps, for the clocks of shared memory
   uint32_t waiting_warps = 0;            // those that go on when it completes
@@ -56,6 +57,7 @@ struct Block {
   State run_warp(Warp* warp, uint64_t quantum);
   bool synchronise(Warp* warp, const Inst& inst, int32_t pc, uint32_t arrived);
   void check_tracked(Warp* warp, const Inst& inst, uint32_t active, uint32_t mask);
+  bool release_if_complete(int barrier);
   [[noreturn]] void report(const Warp& warp, int32_t pc, uint32_t mask, const Fault& fault) const;
   [[noreturn]] void report_deadlock() const;
 

@@ -49,7 +49,6 @@ uint32_t Decoding::row(const Operand& operand, Type type) const {
     case Operand::Kind::symbol:
     case Operand::Kind::address: {
       if (operand.reg >= 0) return rows.of_register(operand.reg);
-      if (operand.name == "WARP_SZ") return rows.of_constant(kLanes, row_bytes(type));
       const uint64_t base = operand.name.empty() ? 0 : rows.address_of(operand.name);
       if (operand.kind == Operand::Kind::address) return rows.of_constant(base, 8);
       return rows.of_constant(base + operand.bits, row_bytes(type));

@@ -18,7 +18,8 @@ struct Fault : std::runtime_error {
   Fault(std::string kind, std::string message, int lane = -1)
       : std::runtime_error(message), kind(std::move(kind)), lane(lane) {}
   std::string kind;
-  int lane;  // -1 = all lanes that were active
+  int lane;              // -1 = all lanes that were active; of an unfinished copy: the thread of the block
+  int instruction = -1;  // Inst::index, where it is not the one that was running
 };
 
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));

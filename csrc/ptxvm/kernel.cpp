@@ -55,6 +55,24 @@ uint32_t narrowest_access(const Function& function, const std::string& space) {
   return bytes;
 }
 
+// Throws Error unless every branch has somewhere to go.
+void check_branches(const Function& function) {
+  for (const Instruction& i : function.instructions) {
+    const size_t at = i.name == "brx" ? 1 : 0;
+    if (i.name != "bra" && i.name != "brx") continue;
+    const std::string target = at < i.operands.size() ? i.operands[at].name : "";
+    if (at ? !function.branch_targets.count(target) : !function.labels.count(target)) {
+      throw Error(
+          format("PTX line %d: %s has no target '%s'", i.location.ptx_line, i.opcode().c_str(), target.c_str()));
+    }
+    if (!at) continue;
+    for (const std::string& label : function.branch_targets.at(target)) {
+      if (!function.labels.count(label))
+        throw Error(format("PTX line %d: no label '%s'", i.location.ptx_line, label.c_str()));
+    }
+  }
+}
+
 class KernelRows : public Rows {
  public:
   KernelRows(Kernel* kernel, const Symbols& symbols, const Allocation& allocation)
@@ -162,6 +180,7 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
   static_shared_bytes = static_cast<uint32_t>(shared_end - kSharedBegin);
   local_bytes = static_cast<uint32_t>(aligned(local_end, 16));
 
+  check_branches(function);
   const Allocation allocation = allocate(function, 64);  // row 0 stands for none
   num_rows = allocation.num_rows;
   KernelRows rows(this, symbols, allocation);

@@ -44,9 +44,14 @@ Module::Module(const std::string& ptx) : contents_(std::make_unique<Contents>())
   for (const auto* variables : {&c.program.global, &c.program.constant}) {
     for (const Variable& variable : *variables) {
       for (const auto& [offset, name] : variable.pointers) {
+        if (c.program.functions.count(name)) continue;  // nobody can call it: indirect calls are refused
         const auto found = symbols.find(name);
         if (found == symbols.end()) throw Error(format("no variable '%s'", name.c_str()));
-        std::memcpy(c.variables.at(variable.name).begin + offset, &found->second.address, sizeof(uint64_t));
+        uint8_t* place = c.variables.at(variable.name).begin + offset;
+        uint64_t address;
+        std::memcpy(&address, place, sizeof address);
+        address += found->second.address;
+        std::memcpy(place, &address, sizeof address);
       }
     }
   }

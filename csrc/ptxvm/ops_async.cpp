@@ -55,7 +55,7 @@ void copy(Warp& warp, const Inst& inst, uint32_t mask) {
   read_partly(warp, inst, partly, from, source_bytes, data);
   uint64_t offsets[kLanes];
   shared_offsets(warp, inst, mask, kWrite, to, kBytes, offsets);
-  memory_of(warp).shared.issue_copy(warp.index, mask, offsets, kBytes, data);
+  memory_of(warp).shared.issue_copy(warp.index, inst, mask, offsets, kBytes, data);
 }
 
 void commit(Warp& warp, const Inst&, uint32_t mask) { memory_of(warp).shared.commit_copies(warp.index, mask); }

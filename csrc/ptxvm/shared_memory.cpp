@@ -51,7 +51,8 @@ uint32_t SharedMemory::checked(uint32_t state, int w, Kind kind, const uint32_t*
   if (state == kPending) {
     throw Fault("race", place() + ": the bytes of a cp.async that has not been waited for", lane);
   }
-  if (state == kUntouched && kind != kWrite) throw Fault("uninitialised", place() + ", which nobody has written", lane);
+  if (state == kUntouched && kind != kWrite && kind != kStrongWrite)
+    throw Fault("uninitialised", place() + ", which nobody has written", lane);
   if (!check_races_) return kSettled;
   PastAccess conflict = {};
   const uint32_t next = histories_.after(
@@ -66,7 +67,8 @@ uint32_t SharedMemory::checked(uint32_t state, int w, Kind kind, const uint32_t*
   return next;
 }
 
-void SharedMemory::issue_copy(int w, uint32_t mask, const uint64_t* offsets, int num_bytes, const uint8_t (*data)[16]) {
+void SharedMemory::issue_copy(int w, const Inst& inst, uint32_t mask, const uint64_t* offsets, int num_bytes,
+                              const uint8_t (*data)[16]) {
   update_granules(states_.data(), granule_log2_, mask, offsets, static_cast<uint32_t>(num_bytes),
                   [&](uint32_t state, const uint32_t* granule, int lane) -> uint32_t {
                     after(state, w, kWrite, granule, lane);
@@ -80,6 +82,7 @@ void SharedMemory::issue_copy(int w, uint32_t mask, const uint64_t* offsets, int
     copy.mask = 0;
     for (int lane = 0; lane < kLanes; ++lane) copy.mask |= uint32_t{warp.groups[lane] == copy.group} << lane;
     copy.mask &= mask;
+    copy.instruction = inst.index;
     copy.num_bytes = num_bytes;
     std::memcpy(copy.offsets, offsets, sizeof copy.offsets);
     std::memcpy(copy.data, data, sizeof copy.data);
@@ -121,10 +124,12 @@ void SharedMemory::end_of_kernel() const {
     for (const Copy& copy : warps_[w].copies) {
       if (!copy.mask) continue;
       const int lane = __builtin_ctz(copy.mask);
-      throw Fault("unfinished copy",
+      Fault fault("unfinished copy",
                   format("the kernel ended without waiting for a cp.async to byte %u of shared memory",
                          static_cast<unsigned>(copy.offsets[lane])),
                   static_cast<int>(w) * kLanes + lane);
+      fault.instruction = copy.instruction;
+      throw fault;
     }
   }
 }

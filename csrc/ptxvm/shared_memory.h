@@ -37,7 +37,8 @@ class SharedMemory {
   }
 
   // cp.async: the source has been read, the bytes are to arrive at the wait of the lane that issued it.
-  void issue_copy(int warp, uint32_t mask, const uint64_t* offsets, int num_bytes, const uint8_t (*data)[16]);
+  void issue_copy(int warp, const Inst& inst, uint32_t mask, const uint64_t* offsets, int num_bytes,
+                  const uint8_t (*data)[16]);
   void commit_copies(int warp, uint32_t mask);
   // Completes all groups of these lanes but the last `allowed`.
   void wait_copies(int warp, uint32_t mask, uint32_t allowed);
@@ -54,6 +55,7 @@ class SharedMemory {
   // What the lanes of `mask` copy with one instruction, all into the same group.
   struct Copy {
     uint32_t mask, group;
+    int32_t instruction;  // Inst::index
     int num_bytes;
     uint64_t offsets[kLanes];
     uint8_t data[kLanes][16];

@@ -277,6 +277,16 @@ def test_a_fault_in_an_operation_has_its_whole_text() -> None:
 
 
 @HAS_KERNELS
+def test_the_tensors_of_an_operation_are_buffers_as_long_as_it_runs() -> None:
+    x, positions = rotation()
+    with ptxvm():
+        rotated = ops.mm_rope(x, positions)
+        for tensor in (x, positions, rotated):
+            with pytest.raises(KernelFault, match="out of bounds"):
+                Module(STORE_INDEX).launch("run", 1, 1, tensor.data_ptr())
+
+
+@HAS_KERNELS
 def test_what_the_runtime_refuses_is_a_runtime_error() -> None:
     x, positions = rotation()
     views = [registry.view(tensor) for tensor in (x, positions, ops.inverse_frequencies(64), torch.zeros_like(x))]
