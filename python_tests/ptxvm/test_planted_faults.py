@@ -252,6 +252,12 @@ PLANTS = {
         "setp.lt.u32 %p0, %r0, 8; ! @%p0 shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffffffff; @!%p0 bar.warp.sync 0xffffffff;",
         "shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xffffffff; bar.warp.sync 0xffffffff;",
     ),
+    "lane that has ended": Plant(
+        "undefined shuffle",
+        "setp.lt.u32 %p0, %r0, 16; @%p0 bra DONE; ! shfl.sync.idx.b32 %r4, %r0, 3, 31, 0xffffffff; DONE:",
+        "setp.lt.u32 %p0, %r0, 16; @%p0 bra DONE; shfl.sync.idx.b32 %r4, %r0, 19, 31, 0xffffffff; DONE:",
+        "reads lane 3", 16,
+    ),
     "flag that nobody sets": Plant("deadlock", SPIN + "0; @%p0 bra AGAIN;", SPIN + "1; @%p0 bra AGAIN;"),
     # ends
     "trap": Plant("trap", "setp.eq.u32 %p0, %r1, 70; ! @%p0 trap;", "setp.eq.u32 %p0, %r1, 700; @%p0 trap;", "", 6, 1),
@@ -296,3 +302,11 @@ def test_faulty_in_any_order(name: str) -> None:
 def test_right(name: str) -> None:
     for seed in (None, *range(5)):
         launch(PLANTS[name].right, seed)
+
+
+@pytest.mark.parametrize("ended", [16, 32])
+@pytest.mark.parametrize("leave", ["ret", "bra DONE"])
+def test_threads_that_ended_keep_nobody_waiting(ended: int, leave: str) -> None:
+    text = f"setp.lt.u32 %p0, %r0, {ended}; @%p0 {leave}; bar.sync 0; bar.warp.sync 0xffffffff; bar.sync 0; DONE:"
+    for seed in (None, *range(5)):
+        launch(text, seed)
