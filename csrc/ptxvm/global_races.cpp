@@ -25,17 +25,12 @@ void GlobalRaces::begin_block(BlockOrder* order, int64_t block) {
 
 void GlobalRaces::access(BlockOrder* order, Kind kind, Buffer* buffer, uint32_t mask, const uint64_t* offsets,
                          uint32_t row_bytes) {
-  // Granules are counted from an aligned address, which may lie before the buffer.
-  constexpr uint64_t kAlign = 64;
-  const uint64_t skew = reinterpret_cast<uint64_t>(buffer->begin) % kAlign;
   if (!buffer->histories) {
-    const size_t count = ((skew + buffer->num_bytes) >> granule_log2_) + 1;
+    const size_t count = (buffer->num_bytes >> granule_log2_) + 1;
     buffer->histories.reset(static_cast<uint32_t*>(std::calloc(count, sizeof(uint32_t))));
     if (!buffer->histories) throw std::bad_alloc();
   }
-  uint64_t places[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) places[lane] = offsets[lane] + skew;
-  update_granules(buffer->histories.get(), granule_log2_, mask, places, row_bytes,
+  update_granules(buffer->histories.get(), granule_log2_, mask, offsets, row_bytes,
                   [&](uint32_t history, const uint32_t*, int lane) {
                     Steps::Step& step = order->steps.of(kind, history);
                     if (step.from != history) {
@@ -50,7 +45,7 @@ uint32_t GlobalRaces::checked(BlockOrder* order, uint32_t history, Kind kind, co
   const BlockClocks& known = order->known;
   PastAccess conflict = {};
   const uint32_t next = histories_.after(
-      history, kind, order->block, order->clock, known.empty() ? order->oldest : 0,
+      history, kind, order->block, order->clock, order->oldest,
       [&](uint32_t other, uint32_t clock) { return other < known.size() && clock <= known[other]; }, &conflict);
   if (!next) {
     throw Fault(
@@ -87,7 +82,6 @@ void GlobalRaces::acquire(BlockOrder* order, uint64_t address, bool has_fence) {
   const auto found = released_.find(address);
   if (found == released_.end()) return;
   join(has_fence ? &order->known : &order->observed, found->second);
-  if (has_fence) order->steps.forget();
 }
 
 }  // namespace lumos::ptxvm

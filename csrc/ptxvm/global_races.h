@@ -21,7 +21,7 @@ using BlockClocks = std::vector<uint32_t>;
 // What a running block is ordered after, and what others may come to be.
 struct BlockOrder {
   uint32_t block = 0, clock = 1;
-  uint32_t oldest = 1;        // histories below it are of other blocks that this one is not ordered after
+  uint32_t oldest = 1;        // histories below it are from before the block
   BlockClocks known;          // what comes before all that the block does from now on
   BlockClocks fenced;         // `known` at its last fence, which its strong writes release,
   uint32_t fenced_clock = 0;  // and its own clock then, 0 = there was none
@@ -31,7 +31,7 @@ struct BlockOrder {
 
 class GlobalRaces {
  public:
-  // For one launch. granule_bytes: 1, 2 or 4; no write of the kernel is narrower.
+  // For one launch. granule_bytes: 1, 2 or 4; no access is narrower, but for copies of parts.
   explicit GlobalRaces(uint32_t granule_bytes);
 
   void begin_block(BlockOrder* order, int64_t block);

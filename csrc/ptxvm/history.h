@@ -14,17 +14,19 @@
 
 namespace lumos::ptxvm {
 
-// One bit each. Strong accesses are atomics, and loads and stores that are volatile, relaxed, acquire or release.
-enum Kind : uint8_t { kRead = 1, kWrite = 2, kStrongWrite = 4, kStrongRead = 8 };
-inline const char* kind_name(Kind kind) {
-  return kind == kRead         ? "read"
-         : kind == kWrite      ? "write"
-         : kind == kStrongRead ? "strong read"
-                               : "atomic access or strong write";
-}
+// One bit each. Strong are loads and stores that are volatile, relaxed, acquire or release; atomic ones are strong,
+// too.
+enum Kind : uint8_t { kRead = 1, kWrite = 2, kStrongRead = 4, kStrongWrite = 8, kAtomic = 16 };
+constexpr int kKinds = 5;
+const char* kind_name(Kind kind);
+constexpr bool is_write(Kind kind) { return kind & (kWrite | kStrongWrite | kAtomic); }
 
-inline constexpr uint8_t conflicts_of(Kind kind) {
-  return kind == kWrite ? 15 : kind == kRead ? kWrite | kStrongWrite : kind == kStrongWrite ? kRead | kWrite : kWrite;
+// Two accesses conflict if one of them writes and one of them is not strong.
+constexpr uint8_t conflicts_of(Kind kind) {
+  return kind == kWrite        ? kRead | kWrite | kStrongRead | kStrongWrite | kAtomic
+         : kind == kRead       ? kWrite | kStrongWrite | kAtomic
+         : kind == kStrongRead ? kWrite
+                               : kRead | kWrite;
 }
 
 struct PastAccess {
@@ -32,7 +34,7 @@ struct PastAccess {
   uint32_t agent;   // warp or block
   uint32_t clock;   // of the agent, when it did it
   Kind kind;
-  uint8_t kinds;  // bits of all kinds from here on
+  uint8_t kinds;  // of all from here on
 };
 
 class Histories {
@@ -46,8 +48,8 @@ class Histories {
   }
 
   // The history after an access of `kind` by `agent` at `clock`, or 0 where it races with *conflict.
-  // ordered(agent, clock): whether what that agent did at that clock comes before the access. It must be false for all
-  // other agents at numbers below `oldest`, if that is not 0.
+  // ordered(agent, clock): whether what that agent did at that clock comes before the access. Histories below `oldest`
+  // have nothing of this agent, and are not searched for what could be dropped.
   template <class Ordered>
   uint32_t after(uint32_t history, Kind kind, uint32_t agent, uint32_t clock, uint32_t oldest, const Ordered& ordered,
                  PastAccess* conflict);
@@ -77,7 +79,7 @@ class Steps {
 
  private:
   static constexpr int kSteps = 8;
-  Step steps_[4][kSteps];
+  Step steps_[kKinds][kSteps];
 };
 
 template <class Ordered>
@@ -88,10 +90,9 @@ uint32_t Histories::after(uint32_t history, Kind kind, uint32_t agent, uint32_t 
   size_t num_kept = 0;      // of kept_: those with a dropped one behind them
   for (uint32_t at = history; at != 0; at = node(at).before) {
     const PastAccess& past = node(at);
-    // Nothing from here on can be dropped or conflict.
     if (at < oldest && !(past.kinds & conflicts_of(kind))) break;
     const bool own = past.agent == agent;
-    if (own && past.clock == clock && (past.kind == kind || (past.kind == kWrite && kind != kWrite))) return history;
+    if (own && past.clock == clock && (past.kind == kind || past.kind == kWrite)) return history;
     const bool before = own || ordered(past.agent, past.clock);
     if (!before && (past.kind & conflicts_of(kind))) {
       *conflict = past;

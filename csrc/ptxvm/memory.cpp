@@ -9,10 +9,6 @@
 namespace lumos::ptxvm {
 namespace {
 
-const char* verb(Kind kind, const Inst& inst) {
-  return inst.cls == Class::atomic ? "atomic access" : kind == kRead || kind == kStrongRead ? "read" : "write";
-}
-
 // Calls f(mask, offsets, row_bytes) with fewer and wider rows where the lanes of an access lie at the same or at
 // contiguous bytes, aligned to their sum. f throws with a lane of its mask.
 template <class F>
@@ -20,9 +16,7 @@ void in_rows(Shape shape, uint32_t mask, const uint64_t* offsets, int lane_bytes
   if (shape == Shape::same) return f(1u, offsets, static_cast<uint32_t>(lane_bytes));
   constexpr int kRowBytes = 64;
   const int num_rows = kLanes * lane_bytes / kRowBytes;
-  // Rows begin with a granule, of at most 4 bytes.
-  if (shape == Shape::scattered || !num_rows || offsets[0] % 4)
-    return f(mask, offsets, static_cast<uint32_t>(lane_bytes));
+  if (shape == Shape::scattered || !num_rows) return f(mask, offsets, static_cast<uint32_t>(lane_bytes));
   uint64_t rows[kLanes];
   for (int i = 0; i < kLanes; ++i) rows[i] = offsets[0] + i * kRowBytes;
   try {
@@ -37,15 +31,14 @@ void count_bytes(const BlockMemory& memory, const Inst& inst, uint32_t mask, int
   if (memory.counters) memory.counters[inst.index].bytes += __builtin_popcount(mask) * lane_bytes;
 }
 
-void check_alignment(const Inst& inst, uint32_t mask, Kind kind, const uint64_t* addresses, int lane_bytes,
-                     const char* memory) {
+void check_alignment(uint32_t mask, Kind kind, const uint64_t* addresses, int lane_bytes, const char* memory) {
   uint64_t bits = 0;
   for (int lane = 0; lane < kLanes; ++lane) bits |= addresses[lane];
   if (!(bits & (lane_bytes - 1))) return;
   for_lanes(mask, [&](int lane) {
     if (!(addresses[lane] & (lane_bytes - 1))) return;
     throw Fault("misaligned",
-                format("%s of %d bytes at address 0x%llx of %s memory", verb(kind, inst), lane_bytes,
+                format("%s of %d bytes at address 0x%llx of %s memory", kind_name(kind), lane_bytes,
                        static_cast<unsigned long long>(addresses[lane]), memory),
                 lane);
   });
@@ -61,8 +54,8 @@ void set_pointers(Shape shape, uint32_t mask, uint8_t* begin, const uint64_t* of
 void order_blocks(BlockMemory& memory, const Inst& inst, uint32_t mask, Kind kind, const uint64_t* addresses) {
   GlobalRaces& races = *memory.global_races;
   for_lanes(mask, [&](int lane) {
-    if (kind == kStrongWrite) races.release(&memory.order, addresses[lane], inst.flags & kReleaseFlag);
-    if (kind == kStrongRead || inst.cls == Class::atomic) {
+    if (is_write(kind)) races.release(&memory.order, addresses[lane], inst.flags & kReleaseFlag);
+    if (kind != kStrongWrite) {
       races.acquire(&memory.order, addresses[lane], inst.flags & kAcquireFlag);
     }
   });
@@ -72,7 +65,7 @@ void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, cons
                     LanePointers* pointers) {
   BlockMemory& memory = memory_of(warp);
   // To other blocks, an access whose scope is this block is a plain one.
-  if (inst.flags & kBlockScopeFlag) kind = kind == kStrongRead ? kRead : kWrite;
+  if (inst.flags & kBlockScopeFlag) kind = is_write(kind) ? kWrite : kRead;
   const Shape shape = shape_of(mask, addresses, lane_bytes);
   uint64_t low = addresses[0], high = addresses[0];
   if (shape == Shape::contiguous) {
@@ -84,14 +77,14 @@ void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, cons
     }
   }
   Buffer* buffer = find_buffer(low, high - low + lane_bytes, static_cast<uint32_t>(inst.index));
-  const bool writes = kind == kWrite || kind == kStrongWrite;
+  const bool writes = is_write(kind);
   if (!buffer || (writes && !buffer->writable)) {
     // Either some lane is wrong, or the lanes are in several buffers and take turns.
     for_lanes(mask, [&](int lane) {
       buffer = find_buffer(addresses[lane], lane_bytes, static_cast<uint32_t>(inst.index));
       if (buffer && (buffer->writable || !writes)) return;
       throw Fault("out of bounds",
-                  format("%s of %d bytes %s%s", verb(kind, inst), lane_bytes, place_in_buffers(addresses[lane]).c_str(),
+                  format("%s of %d bytes %s%s", kind_name(kind), lane_bytes, place_in_buffers(addresses[lane]).c_str(),
                          buffer ? " and is read-only" : ""),
                   lane);
     });
@@ -104,7 +97,7 @@ void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, cons
     });
     return;
   }
-  check_alignment(inst, mask, kind, addresses, lane_bytes, "global");
+  check_alignment(mask, kind, addresses, lane_bytes, "global");
   auto* const begin = const_cast<uint8_t*>(buffer->begin);
   uint64_t offsets[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) offsets[lane] = addresses[lane] - reinterpret_cast<uint64_t>(begin);
@@ -112,7 +105,7 @@ void resolve_global(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, cons
     in_rows(shape, mask, offsets, lane_bytes, [&](uint32_t rows, const uint64_t* places, uint32_t row_bytes) {
       memory.global_races->access(&memory.order, kind, buffer, rows, places, row_bytes);
     });
-    if (kind == kStrongRead || kind == kStrongWrite) order_blocks(memory, inst, mask, kind, addresses);
+    if (kind != kRead && kind != kWrite) order_blocks(memory, inst, mask, kind, addresses);
   }
   count_bytes(memory, inst, mask, lane_bytes);
   if (memory.counters && inst.cls != Class::constant)
@@ -136,12 +129,12 @@ void resolve_local(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, const
                    LanePointers* pointers) {
   BlockMemory& memory = memory_of(warp);
   pointers->base = nullptr;
-  check_alignment(inst, mask, kind, addresses, lane_bytes, "local");
+  check_alignment(mask, kind, addresses, lane_bytes, "local");
   for_lanes(mask, [&](int lane) {
     const uint64_t offset = addresses[lane];
     if (offset >= memory.local_bytes || offset + lane_bytes > memory.local_bytes) {
       throw Fault("out of bounds",
-                  format("%s of %d bytes at byte %d of local memory, which has %u bytes", verb(kind, inst), lane_bytes,
+                  format("%s of %d bytes at byte %d of local memory, which has %u bytes", kind_name(kind), lane_bytes,
                          static_cast<int32_t>(offset), memory.local_bytes),
                   lane);
     }
@@ -219,12 +212,12 @@ Shape shared_offsets(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, con
     for_lanes(mask, [&](int lane) {
       if (offsets[lane] < end && offsets[lane] + lane_bytes <= end) return;
       throw Fault("out of bounds",
-                  format("%s of %d bytes at byte %lld of shared memory, which has %llu bytes", verb(kind, inst),
+                  format("%s of %d bytes at byte %lld of shared memory, which has %llu bytes", kind_name(kind),
                          lane_bytes, static_cast<long long>(offsets[lane]), static_cast<unsigned long long>(end)),
                   lane);
     });
   }
-  check_alignment(inst, mask, kind, addresses, lane_bytes, "shared");
+  check_alignment(mask, kind, addresses, lane_bytes, "shared");
   const Shape shape = shape_of(mask, addresses, lane_bytes);
   if (memory.counters) count_wavefronts(shape, mask, offsets, lane_bytes, &memory.counters[inst.index]);
   return shape;

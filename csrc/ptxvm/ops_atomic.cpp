@@ -108,7 +108,7 @@ void atomic(Warp& warp, const Inst& inst, uint32_t mask) {
   uint64_t addresses[kLanes];
   addresses_of(warp, inst, 1, mask, addresses);
   LanePointers pointers;
-  reinterpret_cast<Resolve>(inst.aux)(warp, inst, mask, kStrongWrite, addresses, sizeof(T), &pointers);
+  reinterpret_cast<Resolve>(inst.aux)(warp, inst, mask, kAtomic, addresses, sizeof(T), &pointers);
   const Cell *b = warp.row<Cell>(inst.op[2]), *c = warp.row<Cell>(inst.op[3]);
   Cell before[kLanes];
   for_lanes(mask, [&](int lane) {

@@ -185,6 +185,21 @@ def test_other_warps_need_a_barrier(first):
     )
 
 
+def test_one_warp_copies_for_another():
+    """Warp 0 copies, warp 1 reads; or warp 0 reads what warp 1 copies over."""
+    begin = "mov.u32 %r1, shared; mad.lo.u32 %r1, %lane, 16, %r1; mad.wide.u32 %d1, %lane, 16, %a0; setp.eq.u32 %q0, %warp, 0;"
+    copy = f"cp.async.cg.shared.global [%r1], [%d1], 16; {WAIT}"
+    read = "ld.shared.u32 %r4, [%r1];"
+    body = f"{begin} @!%q0 bra NEXT; {copy} NEXT: {{0}} @!%q0 {read}"
+    run(body.format("bar.sync 0;"), random_bytes(512), block=64, shared=512)
+    fails("race", "by warp 1, after a write by warp 0", body.format(""), random_bytes(512), block=64, shared=512)
+    body = f"{begin} st.shared.u32 [%r1], %warp; {read} {{0}} @%q0 bra END; {copy} END:".replace(
+        "st.", "@%q0 st."
+    ).replace("ld.", "@%q0 ld.")
+    run(body.format("bar.sync 0;"), random_bytes(512), block=64, shared=512)
+    fails("race", "by warp 1, after a (read|write) by warp 0", body.format(""), random_bytes(512), block=64, shared=512)
+
+
 RING = """
     {places}
     mov.u32 %r10, 0;

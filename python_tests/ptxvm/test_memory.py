@@ -239,6 +239,15 @@ def test_other_bounds():
             run(begin + good, **{space: size})
 
 
+@pytest.mark.parametrize("space", ["shared", "local"])
+def test_an_access_that_begins_within_bounds(space):
+    wide = f"mov.u64 %d1, {space}; mov.u64 %d2, 1; st.{space}.v4.u64 [%d1+{{0}}], {{{{%d2, %d2, %d2, %d2}}}};"
+    fails(
+        "out of bounds", "write of 32 bytes at byte 32 of .* memory, which has 48 bytes", wide.format(32), **{space: 48}
+    )
+    run(wide.format(0), **{space: 48})
+
+
 def test_alignment():
     for size, register in ((2, "%h1"), (4, "%r1"), (8, "%d5")):
         for space, base in (
@@ -309,6 +318,14 @@ def test_lanes_that_disagree():
             run(f"{at} {width} mov.u32 %r1, 5; st.{space}.u32 [%d2], %r1;", memory, shared=64)
             run(f"{at} {width} setp.eq.u32 %q1, %lane, 3; @%q1 st.{space}.u32 [%d2], %lane;", memory, shared=64)
             fails("race", "another lane", f"{at} {width} st.{space}.u32 [%d2], %lane;", memory, shared=64)
+
+
+def test_lanes_that_agree_to_disagree():
+    """Strong stores to the same bytes are no race; one of them stays."""
+    memory = np.zeros(1, np.uint32)
+    for store in ("st.volatile.global.u32", "st.relaxed.gpu.global.u32", "st.relaxed.cta.global.u32"):
+        run(f"add.u32 %r1, %lane, 5; {store} [%a0], %r1;", memory)
+        assert 5 <= memory[0] < 37
 
 
 def sectors(addresses: np.ndarray) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumos_engine.testing.emulation import KernelFault
+from lumos_engine.testing.emulation import KernelFault, extension
 
-from .memory_kernel import fails, run
+from .memory_kernel import aligned, fails, kernel, run
 
 WARPS = 4
 BARRIER = "bar.sync 0;"
@@ -51,6 +53,113 @@ def test_between_warps(name, seed):
     run(body.format(BARRIER), **arguments)
     fails("race", "by warp . with no barrier between them", body.format(""), **arguments)
     run(body.format(""), check_races=False, **arguments)
+
+
+KINDS = {
+    "read": "ld.{0}.u32 %r4, [{1}];",
+    "write": "st.{0}.u32 [{1}], %r5;",
+    "strong read": "ld.volatile.{0}.u32 %r4, [{1}];",
+    "strong write": "st.volatile.{0}.u32 [{1}], %r5;",
+    "atomic": "atom.{0}.add.u32 %r4, [{1}], %r5;",
+}
+pairs = pytest.mark.parametrize(("first", "second"), list(itertools.product(KINDS, KINDS)))
+
+
+def conflict(*kinds: str) -> bool:
+    writes = any("read" not in kind for kind in kinds)
+    return writes and any(kind in ("read", "write") for kind in kinds)
+
+
+def turn(number: int, warp: int, line: str) -> str:
+    """``line``, executed by one warp when it is its turn. Strong accesses order no others here, and are no races."""
+    return f"""
+        setp.ne.u32 %q6, %warp, {warp}; @%q6 bra NEXT_{number};
+        WAIT_{number}: ld.volatile.shared.u32 %r7, [%r3+508]; setp.ne.u32 %q6, %r7, {number}; @%q6 bra WAIT_{number};
+        {line}
+        st.volatile.shared.u32 [%r3+508], {number + 1};
+        NEXT_{number}:
+    """
+
+
+OWN = "mad.lo.u32 %r6, %lane, 4, %r3; st.volatile.shared.u32 [%r3+508], 0; bar.sync 0;"  # word %lane at %r6
+
+
+@pairs
+def test_pairs_of_warps(first, second):
+    lines = [turn(w, w, KINDS[kind].format("shared", "%r6")) for w, kind in enumerate((first, second))]
+    body = WORDS + OWN + lines[0] + "{0}" + lines[1]
+    run(body.format(BARRIER), block=64, shared=512)
+    if conflict(first, second):
+        fails("race", "by warp 1, after .* by warp 0", body.format(""), block=64, shared=512)
+    else:
+        run(body.format(""), block=64, shared=512)
+
+
+READ, WRITE = (KINDS[kind].format("shared", "%r6") for kind in ("read", "write"))
+
+
+FAR = [line.replace("%r6", "%r6+128") for line in (READ, WRITE)]
+FIRST_PAIR = "setp.lt.u32 %q5, %warp, 2; @%q5 bar.sync 1, 64;"
+LAST_PAIR = "setp.gt.u32 %q5, %warp, 0; @%q5 bar.sync 1, 64;"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        # A read that is ordered behind a write does not hide it.
+        ([turn(0, 0, WRITE), FIRST_PAIR, turn(1, 1, READ), turn(2, 2, READ)], "by warp 2, after a write by warp 0"),
+        # What a warp knows of accesses before a barrier says nothing about those behind it.
+        ([turn(0, 0, WRITE), FIRST_PAIR, turn(1, 0, FAR[1]), turn(2, 1, FAR[0])], "by warp 1, after a write by warp 0"),
+        ([turn(0, 0, WRITE), BARRIER, turn(1, 0, FAR[1]), turn(2, 1, FAR[0])], "by warp 1, after a write by warp 0"),
+        # Of several readers each counts.
+        ([turn(0, 0, READ), turn(1, 1, READ), turn(2, 2, WRITE)], "by warp 2, after a read by warp [01]"),
+        ([turn(0, 0, READ), turn(1, 1, READ), LAST_PAIR, turn(2, 2, WRITE)], "by warp 2, after a read by warp 0"),
+        ([turn(0, 1, READ), turn(1, 0, READ), LAST_PAIR, turn(2, 2, WRITE)], "by warp 2, after a read by warp 0"),
+    ],
+)
+def test_three_warps(lines, message):
+    fails("race", message, WORDS + OWN + "".join(lines), block=96, shared=512)
+    run(WORDS + OWN + BARRIER.join(lines), block=96, shared=512)
+
+
+ROWS = [
+    (size, count, element)
+    for size in (1, 2, 4, 8)
+    for count in (1, 2, 4)
+    for element in (0, count - 1)
+    if size * count <= 16
+]
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize(("size", "count", "element"), ROWS)
+def test_every_byte_counts(size, count, element, scattered):
+    """One element of a row, between warps and between blocks; and the bytes right before and behind the rows do not."""
+    register = {1: "%h1", 2: "%h1", 4: "%r5", 8: "%d5"}[size]
+    values = register if count == 1 else "{" + ", ".join([register] * count) + "}"
+    vector = "" if count == 1 else f".v{count}"
+    row = size * count
+    for space, who, launch in (("shared", "%warp", {"block": 64}), ("global", "%block", {"grid": 2})):
+        base = "mov.u64 %d1, shared;" if space == "shared" else "mov.b64 %d1, %a0;"
+        body = f"""
+            {base} mov.u16 %h1, 1; mov.u32 %r5, 1; mov.u64 %d5, 1;
+            {"xor.b32 %r1, %lane, 1;" if scattered else "mov.u32 %r1, %lane;"}
+            mad.wide.u32 %d2, %r1, {row}, %d1;
+            setp.eq.u32 %q1, {who}, 0;
+            @%q1 st.{space}{vector}.b{8 * size} [%d2+64], {values};
+            @!%q1 st.{space}.b{8 * size} [%d1+PLACE], {register};
+        """
+        for lane in (0, 17, 31):
+            fails(
+                "race",
+                "",
+                body.replace("PLACE", str(64 + row * lane + size * element)),
+                aligned(1024),
+                shared=1024,
+                **launch,
+            )
+        for outside in (64 - size, 64 + 32 * row):
+            run(body.replace("PLACE", str(outside)), aligned(1024), shared=1024, **launch)
 
 
 def test_what_is_no_race_between_warps():
@@ -257,6 +366,16 @@ def test_between_blocks(name, order):
     run(body, zeros(), grid=1, block=64, shared=256, **order)
 
 
+@pairs
+def test_pairs_of_blocks(first, second):
+    a, b = (KINDS[kind].format("global", "%d1") for kind in (first, second))
+    body = blocks(f"mov.u32 %r5, 1; @%q0 {a} @!%q0 {b}")
+    if conflict(first, second):
+        fails("race", "by block 1, after .* by block 0", body, zeros(), grid=2, block=64)
+    else:
+        run(body, zeros(), grid=2, block=64)
+
+
 def test_what_is_no_race_between_blocks():
     for body in (
         "ld.global.u32 %r2, [%d1];",
@@ -276,12 +395,30 @@ def test_neighbours_between_blocks():
 
 
 def test_launches_are_ordered():
-    body = blocks("st.global.u32 [%d1], %r1;")
+    """The same buffer in two launches, of which each has one block that writes."""
+    text = (
+        kernel(blocks("@%q0 st.global.u32 [%d1], %r1;"), 1),
+        kernel(blocks("@!%q0 st.global.u32 [%d1], %r1;"), 1, name="other"),
+    )
+    made = extension().PtxModule(".version 9.0\n.target sm_80\n.address_size 64\n" + "".join(text))
+    memory = torch.zeros(64, dtype=torch.int32)
+    extension().add_buffer(memory.data_ptr(), 256, "memory")
+    try:
+        for name in ("kernel", "other"):
+            made.launch(name, (2, 1, 1), (64, 1, 1), [memory.data_ptr().to_bytes(8, "little")])
+    finally:
+        extension().clear_buffers()
+
+
+def test_views_are_one_buffer():
+    """Accesses through two views of the same bytes meet, and may go beyond either."""
     memory = zeros()
-    for _ in range(2):
-        run(body, memory)
-    fails("race", "", body, memory, grid=2)
-    run(body, memory)
+    for views in ((memory[:128], memory[64:]), (memory[64:], memory[:128]), (memory, memory[64:128])):
+        offset = (memory[64:].ctypes.data - views[0].ctypes.data, memory[64:].ctypes.data - views[1].ctypes.data)
+        body = f"mov.u32 %r1, 1; setp.eq.u32 %q0, %block, 0; @%q0 st.global.u32 [%a0+{offset[0]}], %r1; @!%q0 st.global.u32 [%a1+{offset[1]}], %r1;"
+        fails("race", "", body, *views, grid=2)
+        last, first = (memory[255:].ctypes.data - views[0].ctypes.data, memory.ctypes.data - views[1].ctypes.data)
+        run(f"mov.u32 %r1, 1; st.global.u32 [%a0+{last}], %r1; st.global.u32 [%a1+{first}], %r1;", *views)
 
 
 # The first block writes and raises a flag, the others wait for it and read.
@@ -439,9 +576,16 @@ def test_the_last_block(order):
     fails("race", "", LAST.format(fence_1="membar.gl;", fence_2=""), zeros(), zeros(1), **arguments)
 
 
-def test_a_chain_of_blocks():
+@pytest.mark.parametrize(
+    ("acquire", "release"),
+    [
+        ("ld.acquire.gpu.global.u32 %r2, [%a1];", "red.release.gpu.global.add.u32 [%a1], %r1;"),
+        ("ld.relaxed.gpu.global.u32 %r2, [%a1]; membar.gl;", "membar.gl; red.global.add.u32 [%a1], %r1;"),
+    ],
+)
+def test_a_chain_of_blocks(acquire, release):
     """Block i waits for block i - 1; what block 0 wrote is ordered before the last one."""
-    body = """
+    body = f"""
         mad.wide.u32 %d1, %lane, 4, %a0;
         mov.u32 %r1, 1;
         setp.ne.u32 %q0, %block, 0;
@@ -449,7 +593,7 @@ def test_a_chain_of_blocks():
         setp.ne.u32 %q1, %thread, 0;
         @%q1 bra MEET;
     WAIT:
-        ld.{0}.gpu.global.u32 %r2, [%a1];
+        {{0}}
         setp.ne.u32 %q2, %r2, %block;
         @%q2 bra WAIT;
     MEET:
@@ -458,10 +602,11 @@ def test_a_chain_of_blocks():
         @!%q2 ld.global.u32 %r3, [%d1];
         @!%q2 st.global.u32 [%d1], %r3;
         bar.sync 0;
-        @!%q1 red.release.gpu.global.add.u32 [%a1], %r1;
+        @%q1 bra END;
+        {release}
+    END:
     """
+    weaker = acquire.replace("acquire", "relaxed").replace("membar.gl;", "")
     for order in ({}, {"permute": True, "seed": 7, "resident_blocks": 6}):
-        run(body.format("acquire"), zeros(), zeros(1), grid=6, **order)
-        fails(
-            "race", "by block 5, after a write by block 0", body.format("relaxed"), zeros(), zeros(1), grid=6, **order
-        )
+        run(body.format(acquire), zeros(), zeros(1), grid=6, **order)
+        fails("race", "by block 5, after a write by block 0", body.format(weaker), zeros(), zeros(1), grid=6, **order)
