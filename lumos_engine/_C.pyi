@@ -1,9 +1,11 @@
 """The compiled extension. Call it through lumos_engine.ops, which checks arguments.
 
-A tensor is ``(data_ptr, dtype code, shape, strides in elements)``; see ``lumos_engine.ops._registry.view``.
+A tensor is ``(data_ptr, dtype code, shape, strides in elements)``; see ``lumos_engine.ops._registry.view``. A device is
+``(index of the GPU or -1 for the CPU, CUDA stream, threads of the CPU)``.
 """
 
 Tensor = tuple[int, int, tuple[int, ...], tuple[int, ...]] | None
+Device = tuple[int, int, int]
 
 def available_isas() -> list[str]: ...
 def cuda_kernels() -> list[str]: ...
@@ -81,9 +83,9 @@ def paged_attention(
     num_threads: int,
 ) -> None: ...
 def mm_rope(
-    x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool, num_threads: int
+    x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool, device: Device
 ) -> None: ...
-def paged_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, num_threads: int) -> None: ...
+def paged_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, device: Device) -> None: ...
 def qk_norm_mm_rope(
     q: Tensor,
     k: Tensor,

@@ -2,6 +2,7 @@
 
 Profiles: ``ci`` (default) is a small sample with fixed seeds, ``quick`` the smallest useful one, ``slow`` the long search.
 Choose with ``--hypothesis-profile``; ``--slow`` also runs the tests marked ``slow`` and switches to the ``slow`` profile.
+Tests with a parameter ``backend`` that is "cuda" are skipped where neither a GPU nor its emulation is at hand.
 The environment variable ``LUMOS_TEST_EXTENSION`` names another build of ``lumos_engine._C`` to test, with sanitizers, say.
 """
 
@@ -25,6 +26,8 @@ if path := os.environ.get("LUMOS_TEST_EXTENSION"):  # here and not in a hook: ot
     _spec.loader.exec_module(lumos_engine._C)
     sys.modules[_spec.name] = lumos_engine._C
 
+from lumos_engine.testing import backends
+
 # The tests' tensors are small: torch's threads would spend their time waiting for each other. Tests of threading set their own number.
 torch.set_num_threads(1)
 
@@ -45,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if reason := backends.why_no_cuda():
+        for item in items:
+            callspec = getattr(item, "callspec", None)
+            if callspec and callspec.params.get("backend") == "cuda":
+                item.add_marker(pytest.mark.skip(reason=f"cuda: {reason}"))
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow: run with --slow")

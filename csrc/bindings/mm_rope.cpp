@@ -6,7 +6,7 @@ namespace lumos {
 
 void register_mm_rope(pybind11::module_& module) {
   module.def("mm_rope", [](const Tensor& x, const Tensor& positions, const Tensor& inv_freq, const Tensor& out,
-                           bool inverse, bool parity, int num_threads) {
+                           bool inverse, bool parity, const Device& device) {
     expect(x, "x", x.dtype, {-1, -1, -1}, true);
     expect(out, "out", x.dtype, x.shape, true);
     expect(positions, "positions", LUMOS_INT32, {x.shape[0], 3});
@@ -26,8 +26,7 @@ void register_mm_rope(pybind11::module_& module) {
     params.out_stride_head = out.strides[1];
     params.inverse = inverse;
     params.parity = parity;
-    params.num_threads = num_threads;
-    call(lumos_cpu_mm_rope, params);
+    call_on(device, params, LUMOS_LAUNCHERS(mm_rope));
   });
 }
 

@@ -6,7 +6,7 @@ namespace lumos {
 
 void register_paged_write(pybind11::module_& module) {
   module.def("paged_write", [](const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
-                               const Tensor& slots, int num_threads) {
+                               const Tensor& slots, const Device& device) {
     expect(k, "k", k.dtype, {-1, -1, -1}, true);
     expect(v, "v", k.dtype, k.shape, true);
     expect(k_pages, "k_pages", k.dtype, {-1, -1, k.shape[1], k.shape[2]});
@@ -27,8 +27,7 @@ void register_paged_write(pybind11::module_& module) {
     params.k_stride_head = k.strides[1];
     params.v_stride_token = v.strides[0];
     params.v_stride_head = v.strides[1];
-    params.num_threads = num_threads;
-    call(lumos_cpu_paged_write, params);
+    call_on(device, params, LUMOS_LAUNCHERS(paged_write));
   });
 }
 

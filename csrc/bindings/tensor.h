@@ -1,4 +1,5 @@
-// Tensors as Python passes them: the tuple (data_ptr, dtype code, shape, strides in elements), or None for none.
+// Tensors as Python passes them: the tuple (data_ptr, dtype code, shape, strides in elements), or None for none. Where
+// an operation runs: the tuple (GPU, stream, threads of the CPU).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -26,6 +27,12 @@ struct Tensor {
   T* as() const {
     return static_cast<T*>(data);
   }
+};
+
+struct Device {
+  int gpu = -1;  // index; -1: the CPU
+  void* stream = nullptr;
+  int num_threads = 1;
 };
 
 // Throws ValueError unless `tensor` has this dtype and this shape and is contiguous; -1 stands for any extent. The
@@ -71,6 +78,27 @@ void call(lumos_status (*function)(const Params*), const Params& params) {
   raise_unless_ok(status);
 }
 
+template <class Params>
+using Launcher = lumos_status (*)(const Params*);
+
+// The launchers of an operation with a CUDA kernel, for call_on.
+#ifdef LUMOS_WITH_CUDA
+#define LUMOS_LAUNCHERS(op) lumos_cpu_##op, lumos_cuda_##op
+#else
+#define LUMOS_LAUNCHERS(op) lumos_cpu_##op
+#endif
+
+// Runs the launcher of `device`, which stands in the params too then.
+template <class Params>
+void call_on(const Device& device, Params& params, Launcher<Params> cpu, Launcher<Params> cuda = nullptr) {
+  params.num_threads = device.num_threads;
+  params.device = device.gpu;
+  params.stream = device.stream;
+  if (device.gpu < 0) return call(cpu, params);
+  if (!cuda) throw std::runtime_error("lumos_engine was built without CUDA kernels; move the tensors to the CPU");
+  call(cuda, params);
+}
+
 }  // namespace lumos
 
 namespace pybind11::detail {
@@ -89,6 +117,9 @@ struct type_caster<lumos::Tensor> {
     value.shape = fields[2].cast<std::vector<int64_t>>();
     value.strides = fields[3].cast<std::vector<int64_t>>();
     if (value.shape.size() != value.strides.size()) return false;
+    for (size_t i = 0; i < value.shape.size(); ++i) {
+      if (value.shape[i] <= 1) value.strides[i] = 0;  // nobody goes along it, so no kernel shall mind it
+    }
 #ifdef LUMOS_PTXVM
     bytes.set(value.data, value.dtype, value.shape, value.strides);
 #endif
@@ -98,6 +129,21 @@ struct type_caster<lumos::Tensor> {
 #ifdef LUMOS_PTXVM
   lumos::ArgumentBytes bytes;
 #endif
+};
+
+template <>
+struct type_caster<lumos::Device> {
+  PYBIND11_TYPE_CASTER(lumos::Device, const_name("tuple"));
+
+  bool load(handle source, bool) {
+    if (!isinstance<tuple>(source)) return false;
+    const auto fields = reinterpret_borrow<tuple>(source);
+    if (fields.size() != 3) return false;
+    value.gpu = fields[0].cast<int>();
+    value.stream = reinterpret_cast<void*>(fields[1].cast<uintptr_t>());
+    value.num_threads = fields[2].cast<int>();
+    return true;
+  }
 };
 
 }  // namespace pybind11::detail

@@ -348,10 +348,10 @@ void Block::report(const Warp& warp, int32_t pc, uint32_t mask, const Fault& fau
   const int lane = fault.lane >= 0 ? fault.lane : mask ? __builtin_ctz(mask) : 0;
   const Dim3 thread = position(warp.index * kLanes + lane, config.block);
   const Instruction& instruction = kernel.function.instructions[pc];
-  throw Fault(fault.kind, format("%s: %s; kernel %s, %s (PTX line %d: %s), block (%u, %u, %u), thread (%u, %u, %u)",
-                                 fault.kind.c_str(), fault.what(), kernel.name.c_str(), kernel.location(pc).c_str(),
-                                 instruction.location.ptx_line, instruction.opcode().c_str(), index.x, index.y, index.z,
-                                 thread.x, thread.y, thread.z));
+  throw Fault(fault.kind,
+              format("%s: %s; kernel %s, %s (%s), block (%u, %u, %u), thread (%u, %u, %u)", fault.kind.c_str(),
+                     fault.what(), kernel.name.c_str(), kernel.location(pc).c_str(), instruction.opcode().c_str(),
+                     index.x, index.y, index.z, thread.x, thread.y, thread.z));
 }
 
 void Block::report_deadlock() const {

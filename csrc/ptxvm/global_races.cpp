@@ -15,7 +15,7 @@ void join(BlockClocks* to, const BlockClocks& from) {
 
 }  // namespace
 
-GlobalRaces::GlobalRaces(uint32_t granule_bytes) : granule_log2_(__builtin_ctz(granule_bytes)) { clear_histories(); }
+GlobalRaces::GlobalRaces(uint32_t granule_bytes) : granule_log2_(__builtin_ctz(granule_bytes)) {}
 
 void GlobalRaces::begin_block(BlockOrder* order, int64_t block) {
   *order = {};

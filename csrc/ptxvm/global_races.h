@@ -31,7 +31,7 @@ struct BlockOrder {
 
 class GlobalRaces {
  public:
-  // For one launch. granule_bytes: 1, 2 or 4; no access is narrower, but for copies of parts.
+  // For one launch, after clear_histories(). granule_bytes: 1, 2 or 4; no access is narrower, but for copies of parts.
   explicit GlobalRaces(uint32_t granule_bytes);
 
   void begin_block(BlockOrder* order, int64_t block);

@@ -54,6 +54,13 @@ class Histories {
   uint32_t after(uint32_t history, Kind kind, uint32_t agent, uint32_t clock, uint32_t oldest, const Ordered& ordered,
                  PastAccess* conflict);
 
+  // The history with one more access in front, which is compared with nothing.
+  uint32_t with(uint32_t history, Kind kind, uint32_t agent, uint32_t clock) {
+    const PastAccess& last = node(history);
+    if (last.agent == agent && last.clock == clock && last.kind == kind) return history;
+    return push(history, agent, clock, kind);
+  }
+
  private:
   const PastAccess& node(uint32_t history) const { return nodes_[history - first_]; }
   uint32_t push(uint32_t before, uint32_t agent, uint32_t clock, Kind kind) {

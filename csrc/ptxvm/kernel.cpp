@@ -232,9 +232,10 @@ Kernel::Kernel(const Program& program, const Function& source, const Symbols& mo
 std::string Kernel::location(int index) const {
   const Location& location = function.instructions[index].location;
   const auto file = files.find(location.file);
-  if (file == files.end() || !location.line) return format("PTX line %d", location.ptx_line);
+  const std::string ptx = format("PTX line %d", location.ptx_line);
+  if (file == files.end() || !location.line) return ptx;
   const std::string base = file->second.substr(file->second.find_last_of('/') + 1);
-  return format("%s:%d", base.c_str(), location.line);
+  return format("%s:%d, %s", base.c_str(), location.line, ptx.c_str());
 }
 
 }  // namespace lumos::ptxvm

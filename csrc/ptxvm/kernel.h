@@ -58,7 +58,7 @@ struct Kernel {
   uint32_t local_bytes = 0;                                   // of a thread
   uint32_t shared_granule = 4, global_granule = 4;            // bytes of the narrowest access, see memory.h
 
-  std::string location(int index) const;  // "mm_rope.cu:42"
+  std::string location(int index) const;  // "mm_rope.cu:42, PTX line 88"
 };
 
 }  // namespace lumos::ptxvm

@@ -16,9 +16,10 @@ namespace lumos::ptxvm {
 struct Options {
   bool permute = false;  // run blocks and warps in an order drawn from `seed`, switching between warps at random
   uint64_t seed = 0;
-  bool check_races = true;    // in shared memory between warps, in global memory between blocks
-  bool count_traffic = true;  // sectors and wavefronts; instructions are always counted
-  int resident_blocks = 1;    // blocks that run side by side; more than one where blocks wait for each other
+  bool check_races = true;             // in shared memory between warps, in global memory between blocks
+  bool allow_repeated_stores = false;  // of a warp that stores to shared memory what another warp has stored there
+  bool count_traffic = true;           // sectors and wavefronts; instructions are always counted
+  int resident_blocks = 1;             // blocks that run side by side; more than one where blocks wait for each other
   uint64_t max_instructions = 200000000;  // a warp that executes more is stopped with a Fault; 0 = no limit
   int skip_instruction = -1;              // index of an instruction to leave out, and of which kernel: see skip_kernel
   std::string skip_kernel;
@@ -78,7 +79,7 @@ struct LaunchRecord {
   LaunchConfig config;
   uint32_t static_shared_bytes = 0;
   double seconds = 0;
-  std::vector<LineCounter> lines;  // one a source line and class
+  std::vector<LineCounter> lines;                          // one a source line and class
   std::vector<std::pair<int, uint64_t>> synchronisations;  // Synchronisation::index, how often a warp executed it
 };
 std::vector<LaunchRecord>& launches();  // since the list was last cleared

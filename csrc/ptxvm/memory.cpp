@@ -118,6 +118,9 @@ void resolve_shared(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, cons
   SharedMemory& shared = memory_of(warp).shared;
   uint64_t offsets[kLanes];
   const Shape shape = shared_offsets(warp, inst, mask, kind, addresses, lane_bytes, offsets);
+  if (options().allow_repeated_stores) {
+    shared.announce({static_cast<const uint8_t*>(pointers->written), offsets, mask, lane_bytes});
+  }
   in_rows(shape, mask, offsets, lane_bytes, [&](uint32_t rows, const uint64_t* places, uint32_t row_bytes) {
     shared.access(warp.index, kind, rows, places, row_bytes);
   });
@@ -174,6 +177,7 @@ void resolve_generic(Warp& warp, const Inst& inst, uint32_t mask, Kind kind, con
     if (!lanes) lanes = rest;  // no address at all: out of bounds of global memory
     if (lanes == mask) return resolve_window(window, lanes, pointers);
     LanePointers some;
+    some.written = pointers->written;
     resolve_window(window, lanes, &some);
     for_lanes(lanes, [&](int lane) { pointers->lanes[lane] = some.lanes[lane]; });
     pointers->base = nullptr;
@@ -233,6 +237,7 @@ void matrix_rows(Warp& warp, const Inst& inst, Access access, const uint64_t* ad
   std::copy(addresses, addresses + count, used);
   std::fill(used + count, used + kLanes, addresses[0]);
   shared_offsets(warp, inst, mask, kind, used, kRowBytes, offsets);
+  shared.announce({});
   shared.access(warp.index, kind, mask, offsets, kRowBytes);
   count_bytes(memory_of(warp), inst, mask, kRowBytes);
   for (int i = 0; i < count; ++i) pointers[i] = shared.bytes() + offsets[i];

@@ -60,9 +60,10 @@ inline void addresses_of(Warp& warp, uint32_t row, int64_t offset, bool narrow, 
 
 // Where the lanes of an access lie, once it is known to be within bounds, aligned, initialised and no race.
 struct LanePointers {
-  uint8_t* base = nullptr;  // all lanes lie one behind the other from here on, or all at these bytes
-  bool same = false;        // the latter
-  uint8_t* lanes[kLanes];   // otherwise; of active lanes
+  uint8_t* base = nullptr;        // all lanes lie one behind the other from here on, or all at these bytes
+  bool same = false;              // the latter
+  uint8_t* lanes[kLanes];         // otherwise; of active lanes
+  const void* written = nullptr;  // set by a plain store: [lanes][lane_bytes], see SharedMemory::announce
 };
 
 // Checks an access, counts it, and finds its bytes; throws Fault. addresses: [lanes], in the space of the function;

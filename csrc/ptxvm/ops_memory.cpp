@@ -63,6 +63,7 @@ void store(Warp& warp, const Inst& inst, uint32_t mask) {
   }
   LanePointers pointers;
   const bool strong = inst.flags & kStrongFlag;
+  if (!strong) pointers.written = written;
   resolver(inst)(warp, inst, mask, strong ? kStrongWrite : kWrite, addresses, kBytes, &pointers);
   if (pointers.base && !pointers.same) {
     std::memcpy(pointers.base, written, sizeof written);

@@ -126,16 +126,20 @@ void register_ptxvm(py::module_& module) {
   const vm::Options defaults;
   module.def(
       "set_options",
-      [](bool permute, uint64_t seed, bool check_races, bool count_traffic, int resident_blocks,
-         uint64_t max_instructions, int skip_instruction, const std::string& skip_kernel) {
-        vm::options() = {permute,          seed,       check_races, count_traffic, resident_blocks, max_instructions,
-                         skip_instruction, skip_kernel};
+      [](bool permute, uint64_t seed, bool check_races, bool allow_repeated_stores, bool count_traffic,
+         int resident_blocks, uint64_t max_instructions, int skip_instruction, const std::string& skip_kernel) {
+        vm::options() = {permute,          seed,
+                         check_races,      allow_repeated_stores,
+                         count_traffic,    resident_blocks,
+                         max_instructions, skip_instruction,
+                         skip_kernel};
       },
       "Sets every option; those that are not named get their defaults.", py::kw_only(),
       py::arg("permute") = defaults.permute, py::arg("seed") = defaults.seed,
-      py::arg("check_races") = defaults.check_races, py::arg("count_traffic") = defaults.count_traffic,
-      py::arg("resident_blocks") = defaults.resident_blocks, py::arg("max_instructions") = defaults.max_instructions,
-      py::arg("skip_instruction") = defaults.skip_instruction, py::arg("skip_kernel") = defaults.skip_kernel);
+      py::arg("check_races") = defaults.check_races, py::arg("allow_repeated_stores") = defaults.allow_repeated_stores,
+      py::arg("count_traffic") = defaults.count_traffic, py::arg("resident_blocks") = defaults.resident_blocks,
+      py::arg("max_instructions") = defaults.max_instructions, py::arg("skip_instruction") = defaults.skip_instruction,
+      py::arg("skip_kernel") = defaults.skip_kernel);
 }
 
 }  // namespace lumos

@@ -58,6 +58,10 @@ uint32_t SharedMemory::checked(uint32_t state, int w, Kind kind, const uint32_t*
   const uint32_t next = histories_.after(
       state < kFirstHistory ? 0 : state, kind, static_cast<uint32_t>(w), warp.clock, 0,
       [&](uint32_t other, uint32_t clock) { return clock <= warp.known[other]; }, &conflict);
+  if (!next && kind == kWrite && conflict.kind == kWrite && repeats_bytes()) {
+    repeats_ = true;
+    return histories_.with(state, kWrite, static_cast<uint32_t>(w), warp.clock);
+  }
   if (!next) {
     throw Fault("race",
                 place() + format(" by warp %d, after a %s by warp %u with no barrier between them", w,
@@ -65,6 +69,15 @@ uint32_t SharedMemory::checked(uint32_t state, int w, Kind kind, const uint32_t*
                 lane);
   }
   return next;
+}
+
+bool SharedMemory::repeats_bytes() const {
+  bool repeats = written_.data != nullptr;
+  for_lanes(written_.mask, [&](int lane) {
+    const uint8_t* const written = written_.data + lane * written_.lane_bytes;
+    repeats = repeats && !std::memcmp(bytes_.data() + written_.offsets[lane], written, written_.lane_bytes);
+  });
+  return repeats;
 }
 
 void SharedMemory::issue_copy(int w, const Inst& inst, uint32_t mask, const uint64_t* offsets, int num_bytes,

@@ -29,6 +29,17 @@ class SharedMemory {
   uint32_t num_bytes() const { return num_bytes_; }
   uint8_t* bytes() { return bytes_.data(); }
 
+  // What the lanes of a plain store write, lane_bytes each, one lane's behind the other's.
+  struct Written {
+    const uint8_t* data = nullptr;
+    const uint64_t* offsets = nullptr;
+    uint32_t mask = 0;
+    int lane_bytes = 0;
+  };
+  // Of the next access. A store that leaves every byte as another warp wrote it is then no race with that
+  // store. Compilers let all warps store what all of them know; on hardware that does no harm.
+  void announce(const Written& written) { written_ = written; }
+
   // Checks and records the accesses of these lanes to `row_bytes` each, which lie in memory and are aligned.
   void access(int warp, Kind kind, uint32_t mask, const uint64_t* offsets, uint32_t row_bytes) {
     update_granules(
@@ -73,9 +84,13 @@ class SharedMemory {
   uint32_t after(uint32_t state, int warp, Kind kind, const uint32_t* granule, int lane) {
     if (state < oldest_ && state > kSettled) state = kSettled;
     Steps::Step& step = warps_[warp].steps.of(kind, state);
-    if (step.from != state) step = {state, checked(state, warp, kind, granule, lane)};
-    return step.to;
+    if (step.from == state) return step.to;
+    const uint32_t to = checked(state, warp, kind, granule, lane);
+    if (!repeats_) step = {state, to};  // whether bytes are repeated depends on the bytes
+    repeats_ = false;
+    return to;
   }
+  bool repeats_bytes() const;
   // What the access makes of the state of the granule; throws Fault where it may not be.
   uint32_t checked(uint32_t state, int warp, Kind kind, const uint32_t* granule, int lane);
 
@@ -84,6 +99,8 @@ class SharedMemory {
   std::vector<uint8_t> bytes_;
   std::vector<uint32_t> states_;
   std::vector<WarpState> warps_;
+  Written written_;
+  bool repeats_ = false;  // the last checked() found a store of the bytes that lay there
   Histories histories_{kFirstHistory};
   uint32_t oldest_ = kFirstHistory;  // histories below it count as settled
 };

@@ -17,6 +17,12 @@ from torch import Tensor
 
 BACKENDS = ("reference", "cpu", "cuda")
 FLOATS = (torch.float32, torch.bfloat16)
+FLOATS_OF = {
+    "reference": (*FLOATS, torch.float16, torch.float64),
+    "cpu": FLOATS,
+    "cuda": (*FLOATS, torch.float16),
+}
+"""What the operations that have a kernel on every backend take, by backend."""
 
 _DTYPE_CODES = {  # lumos_dtype of csrc/include/lumos/dtype.h
     torch.float32: 0,
@@ -30,9 +36,11 @@ _DTYPE_CODES = {  # lumos_dtype of csrc/include/lumos/dtype.h
 }
 
 copies: Counter[str] = Counter()
-"""How often an operation had to copy an argument whose last dimension was not contiguous, by ``op.argument``."""
+"""How often an operation had to copy an argument that lay in memory as no kernel reads it, by ``op.argument``."""
 
 library = torch.library.Library("lumos", "DEF")
+
+_ACCESS_BYTES = 16  # of the CUDA kernels
 
 _backend_in_use: str | None = None
 
@@ -54,6 +62,27 @@ def use_backend(name: str | None) -> Iterator[None]:
         _backend_in_use = before
 
 
+@contextlib.contextmanager
+def emulate(extension: Any) -> Iterator[None]:
+    """Within the block, operations on CPU tensors run the CUDA kernels of ``extension``, as the backend "cuda".
+
+    Those without a CUDA kernel stay on the CPU. ``extension``: like ``_C``, but able to run CUDA kernels on the memory
+    of the host; see ``lumos_engine.testing.emulation``. Holds for the process.
+    """
+    global _emulator, _emulated
+    before = _emulator, _emulated
+    _emulator, _emulated = extension, tuple(extension.cuda_kernels())
+    try:
+        yield
+    finally:
+        _emulator, _emulated = before
+
+
+def uses_cuda(kernel: str, tensor: Tensor) -> bool:
+    """Whether a call of ``kernel`` on ``tensor`` is one of the CUDA kernel."""
+    return tensor.is_cuda or kernel in _emulated
+
+
 def select_backend(op: str, tensor: Tensor, backend: str | None) -> str:
     """The backend that ``op`` shall use for ``tensor``: ``backend``, else that of ``use_backend``, else the tensor's device.
 
@@ -61,15 +90,28 @@ def select_backend(op: str, tensor: Tensor, backend: str | None) -> str:
         ValueError: unknown backend, or one that cannot work on the tensor's device.
         RuntimeError: a backend that this installation does not have.
     """
-    name = backend or _backend_in_use or ("cuda" if tensor.device.type == "cuda" else "cpu")
+    device = tensor.device.type
+    emulated = device == "cpu" and op in _emulated
+    name = backend or _backend_in_use or ("cuda" if device == "cuda" or emulated else "cpu")
     if name not in BACKENDS:
         raise ValueError(f"{op}: backend is {name!r}; allowed: {', '.join(BACKENDS)}")
-    if name == "cuda":
-        raise RuntimeError(
-            f"{op}: this build carries no CUDA kernels; move the tensors to the CPU or pass backend='reference'"
-        )
+    if name == "cuda" and not emulated:
+        if op not in _cuda_kernels:
+            raise RuntimeError(
+                f"{op}: this build carries no CUDA kernel of it; move the tensors to the CPU or pass backend='reference'"
+            )
+        if device not in ("cuda", "meta"):
+            raise ValueError(
+                f"{op}: the cuda backend was given a tensor on {tensor.device}; move it to a GPU, "
+                "or run the kernel without one in lumos_engine.testing.ptxvm()"
+            )
     if name == "cpu":
-        if tensor.device.type not in ("cpu", "meta"):
+        if emulated:
+            raise ValueError(
+                f"{op}: backend is 'cpu' within an emulation, where tensors on the CPU go to the CUDA kernel; "
+                "pass backend='cuda' or leave the emulation"
+            )
+        if device not in ("cpu", "meta"):
             raise ValueError(
                 f"{op}: the cpu backend was given a tensor on {tensor.device}; move it to the CPU or pass backend='reference'"
             )
@@ -86,6 +128,11 @@ try:
     _extension_error: str | None = None
 except ImportError as error:
     _C, _extension_error = None, str(error)
+
+# Names of functions, as tuples because torch.compile reads them.
+_cuda_kernels: tuple[str, ...] = tuple(_C.cuda_kernels()) if _C is not None else ()
+_emulator: Any = None
+_emulated: tuple[str, ...] = ()
 
 
 def extension() -> Any:
@@ -148,11 +195,22 @@ def check_head_dim(op: str, head_dim: int, allowed: Sequence[int] | None = None)
 
 
 def rows_contiguous(op: str, name: str, tensor: Tensor) -> Tensor:
-    """``tensor``, or a copy of it (counted in ``copies``) when its last dimension is not contiguous."""
-    if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 or tensor.numel() == 0:
+    """``tensor``, or a copy of it (counted in ``copies``) when the kernel of ``op`` cannot read it where it lies.
+
+    Its last dimension must be contiguous; on CUDA its first element and all other strides must lie at multiples of 16
+    bytes too.
+    """
+    if tensor.numel() == 0:
+        return tensor
+    *outer, last = ((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    good = last[0] == 1 or last[1] == 1
+    if good and uses_cuda(op, tensor):
+        places = [tensor.data_ptr(), *(stride * tensor.element_size() for stride, size in outer if size > 1)]
+        good = all(place % _ACCESS_BYTES == 0 for place in places)
+    if good:
         return tensor
     copies[f"{op}.{name}"] += 1
-    return tensor.contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, ...]] | None:
@@ -160,6 +218,21 @@ def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, .
     if tensor is None:
         return None
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride())
+
+
+def call(kernel: str, first: Tensor, *arguments: Any) -> None:
+    """Run ``_C.<kernel>(first, *arguments, device)`` on the device of ``first``, each tensor as its ``view``.
+
+    On a GPU the kernel is queued on torch's current stream, and nobody waits for it.
+    """
+    if not uses_cuda(kernel, first):
+        module, device = extension(), (-1, 0, torch.get_num_threads())
+    elif first.is_cuda:
+        module, device = extension(), (first.device.index, torch.cuda.current_stream(first.device).cuda_stream, 0)
+    else:
+        module, device = _emulator, (0, 0, 0)
+    views = (view(x) if isinstance(x, Tensor) else x for x in (first, *arguments))
+    getattr(module, kernel)(*views, device)
 
 
 # ------------------------------------------------------------------------------------------------------------ registration
@@ -170,13 +243,26 @@ def define(
     *,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
+    cuda: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Define ``lumos::<schema>`` with its CPU kernel, its fake (meta) kernel and, where given, its autograd formula."""
+    """Define ``lumos::<schema>`` with its CPU kernel, its fake (meta) kernel and, where given, CUDA kernel and autograd formula.
+
+    Within ``emulate`` the CUDA kernel takes tensors on the CPU too, if the function of ``_C`` that has the operation's name
+    without underscores around it is emulated.
+    """
     library.define(schema)
     name = schema.split("(", 1)[0]
-    library.impl(name, cpu, "CPU")
+    if cuda is None:
+        library.impl(name, cpu, "CPU")
+    else:
+
+        def cpu_or_emulated(*arguments: Any) -> Any:
+            return (cuda if name.strip("_") in _emulated else cpu)(*arguments)
+
+        library.impl(name, cpu_or_emulated, "CPU")
+        library.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"lumos::{name}", fake, lib=library)
     if backward is not None:
         torch.library.register_autograd(f"lumos::{name}", backward, setup_context=setup_context, lib=library)

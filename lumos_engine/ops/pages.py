@@ -14,23 +14,23 @@ def paged_write(
     """Copy token i of ``k`` and ``v`` to slot ``slots[i]`` of the pages, in place. No gradient flows through the pages.
 
     Args:
-        k, v: ``[tokens, kv_heads, head_dim]``, float32 or bfloat16 (the reference: float64 too). Any token and head
-            strides; a last dimension that is not contiguous costs a copy.
+        k, v: ``[tokens, kv_heads, head_dim]``, float32 or bfloat16 (cuda: float16 too; the reference: that and
+            float64). Strides as ``x`` of ``mm_rope``.
         k_pages, v_pages: ``[num_pages, page_size, kv_heads, head_dim]``, contiguous, of the dtype of ``k``; must not
             require a gradient.
         slots: int64 ``[tokens]``, each ``page * page_size + offset`` and none twice.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
+
+    On cuda pages begin at a multiple of 16 bytes, their head_dim is a multiple of 16 bytes, and nobody waits for the GPU
+    to look at the slots: a token whose slot is outside the pages is left out.
 
     Raises:
-        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, pages that are not contiguous, or a
-        slot outside the pages; nothing has been written then.
+        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, pages that are not contiguous, or, not on
+        cuda, a slot outside the pages; nothing has been written then.
     """
     op = "paged_write"
-    floats = (*registry.FLOATS, torch.float64)
-    registry.check_tensor(op, "k", k, dtype=floats, shape=("tokens", "kv_heads", "head_dim"))
-    chosen = registry.select_backend(op, k, backend)
-    if chosen == "cpu":
-        registry.check_tensor(op, "k", k, dtype=registry.FLOATS, shape=("tokens", "kv_heads", "head_dim"))
+    chosen = registry.select_backend(op, k, backend) if isinstance(k, Tensor) else "reference"
+    registry.check_tensor(op, "k", k, dtype=registry.FLOATS_OF[chosen], shape=("tokens", "kv_heads", "head_dim"))
     check_pages(op, k, v, k_pages, v_pages, slots)
     if chosen == "reference":
         check_slots(op, slots, k_pages)
@@ -61,18 +61,15 @@ def check_slots(op: str, slots: Tensor, k_pages: Tensor) -> None:
         )
 
 
-def _paged_write_cpu(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
+def _paged_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
     k = registry.rows_contiguous("paged_write", "k", k)
     v = registry.rows_contiguous("paged_write", "v", v)
-    slots = slots.contiguous()  # named: a view keeps no tensor alive
-    view = registry.view
-    registry.extension().paged_write(
-        view(k), view(v), view(k_pages), view(v_pages), view(slots), torch.get_num_threads()
-    )
+    registry.call("paged_write", k, v, k_pages, v_pages, slots.contiguous())
 
 
 registry.define(
     "_paged_write(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor slots) -> ()",
-    cpu=_paged_write_cpu,
+    cpu=_paged_write,
+    cuda=_paged_write,
     fake=lambda k, v, k_pages, v_pages, slots: None,
 )

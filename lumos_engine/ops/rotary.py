@@ -11,7 +11,6 @@ from torch import Tensor
 from . import _registry as registry
 
 _tables: dict[tuple[int, float], Tensor] = {}
-_ROTATABLE = (*registry.FLOATS, torch.float64)
 
 
 # A compiled graph holds the table; computed in it, its bits might differ.
@@ -54,27 +53,26 @@ def mm_rope(
     sine are accurate over the whole int32 range that fp32 represents exactly (2^24). Text is the case t = h = w.
 
     Args:
-        x: ``[tokens, heads, head_dim]``, float32 or bfloat16 (the reference: float64 too); head_dim a multiple of
-            32. Any token and head strides; a last dimension that is not contiguous costs a copy.
+        x: ``[tokens, heads, head_dim]``, float32 or bfloat16 (cuda: float16 too; the reference: that and float64);
+            head_dim a multiple of 32. Any token and head strides; a last dimension that is not contiguous costs a copy,
+            as on cuda do a first element or strides that are not at multiples of 16 bytes.
         positions: int32 ``[tokens, 3]``.
         inv_freq: float32 ``[head_dim / 2]``; default ``inverse_frequencies(head_dim)``.
         inverse: rotate by the negative angle, which undoes the rotation and is its gradient.
         parity: round cosine and sine to the dtype of ``x``, as the original does.
         inplace: overwrite ``x`` and return it. Has no gradient.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         The rotated tensor: contiguous and like ``x``, or ``x`` itself if ``inplace``.
 
     Raises:
-        TypeError: wrong dtype. ValueError: wrong shape or device, or ``inplace`` on an ``x`` whose last dimension is
-        not contiguous.
+        TypeError: wrong dtype. ValueError: wrong shape or device, or ``inplace`` on an ``x`` that would cost a copy.
         RuntimeError: ``inplace`` while a gradient is asked for.
     """
     op = "mm_rope"
     chosen = registry.select_backend(op, x, backend) if isinstance(x, Tensor) else "reference"
-    allowed = registry.FLOATS if chosen == "cpu" else _ROTATABLE
-    registry.check_tensor(op, "x", x, dtype=allowed, shape=("tokens", "heads", "head_dim"))
+    registry.check_tensor(op, "x", x, dtype=registry.FLOATS_OF[chosen], shape=("tokens", "heads", "head_dim"))
     tokens, _, head_dim = x.shape
     registry.check_head_dim(op, head_dim)
     registry.check_tensor(op, "positions", positions, dtype=torch.int32, shape=(tokens, 3), device=x.device)
@@ -97,14 +95,10 @@ def mm_rope(
 
 
 def _rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool) -> None:
-    positions, inv_freq = positions.contiguous(), inv_freq.contiguous()  # named: a view keeps no tensor alive
-    view = registry.view
-    registry.extension().mm_rope(
-        view(x), view(positions), view(inv_freq), view(out), inverse, parity, torch.get_num_threads()
-    )
+    registry.call("mm_rope", x, positions.contiguous(), inv_freq.contiguous(), out, inverse, parity)
 
 
-def _mm_rope_cpu(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> Tensor:
+def _mm_rope(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> Tensor:
     x = registry.rows_contiguous("mm_rope", "x", x)
     out = _mm_rope_fake(x, positions, inv_freq, inverse, parity)
     _rotate(x, positions, inv_freq, out, inverse, parity)
@@ -115,7 +109,7 @@ def _mm_rope_fake(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool,
     return x.new_empty(x.shape)
 
 
-def _mm_rope_inplace_cpu(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> None:
+def _mm_rope_inplace(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> None:
     _rotate(x, positions, inv_freq, x, inverse, parity)
 
 
@@ -132,13 +126,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 registry.define(
     "_mm_rope(Tensor x, Tensor positions, Tensor inv_freq, bool inverse, bool parity) -> Tensor",
-    cpu=_mm_rope_cpu,
+    cpu=_mm_rope,
+    cuda=_mm_rope,
     fake=_mm_rope_fake,
     setup_context=_setup_context,
     backward=_backward,
 )
 registry.define(
     "_mm_rope_(Tensor(a!) x, Tensor positions, Tensor inv_freq, bool inverse, bool parity) -> ()",
-    cpu=_mm_rope_inplace_cpu,
+    cpu=_mm_rope_inplace,
+    cuda=_mm_rope_inplace,
     fake=lambda x, positions, inv_freq, inverse, parity: None,
 )

@@ -18,6 +18,9 @@ EAGER_FACTOR = 2.0
 ULPS = 1.0
 """Units in the last place, of the output dtype at the largest reference value, that are allowed on top."""
 
+FEW_ELEMENTS, FEW_FACTOR = 2000, 2.0
+"""Of results with fewer elements than this, eager torch's largest error is a matter of luck: the bound is this much wider."""
+
 GOLDEN = {
     "rotation": 1e-6,  # rotated queries and keys of unit variance, fp32
     "logits": 2e-5,
@@ -72,7 +75,8 @@ def error_bound(exact: Tensor, eager: Tensor, dtype: torch.dtype, terms: int = 1
     if not reference.numel():
         return 0.0
     unit = ulp(dtype, float(reference.abs().max()))
-    return EAGER_FACTOR * float((baseline - reference).abs().max()) + ULPS * math.sqrt(terms) * unit
+    bound = EAGER_FACTOR * float((baseline - reference).abs().max()) + ULPS * math.sqrt(terms) * unit
+    return bound * FEW_FACTOR if len(reference) < FEW_ELEMENTS else bound
 
 
 def farther(a: Tensor, b: Tensor, exact: Tensor) -> Tensor:

@@ -13,7 +13,12 @@ PACKAGE = Path(lumos_engine.__file__).parent
 STUB = ast.parse((PACKAGE / "_C.pyi").read_text())
 
 # What the stub says for what pybind11 prints, of which this is the begin.
-ANNOTATIONS = {"tuple | None": "Tensor", "typing.SupportsFloat": "float", "typing.SupportsInt": "int"}
+ANNOTATIONS = {
+    "tuple | None": "Tensor",
+    "tuple": "Device",
+    "typing.SupportsFloat": "float",
+    "typing.SupportsInt": "int",
+}
 
 
 def declared() -> dict[str, tuple[list[str], str]]:

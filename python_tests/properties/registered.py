@@ -36,6 +36,7 @@ class Sample:
         leaves: how many of the first arguments have a gradient; gradcheck in fp64 follows from it.
         traceable: whether torch.compile takes the function whole; where its checks read values, its raw operations
             are compiled alone.
+        cuda: whether it has a CUDA kernel.
     """
 
     function: str
@@ -43,6 +44,11 @@ class Sample:
     options: dict[str, Any] = field(default_factory=dict)
     leaves: tuple[int, ...] = ()
     traceable: bool = True
+    cuda: bool = False
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return ("cpu", "cuda") if self.cuda else ("cpu",)
 
     def call(self, arguments: Arguments, **options: Any) -> Any:
         return getattr(ops, self.function)(*arguments, **self.options, **options)
@@ -121,10 +127,10 @@ SAMPLES = {
     "merge_attention": Sample(
         "merge_attention", lambda n: (_randn(n, 2, 32), _randn(n, 2), _randn(n, 2, 32, seed=1), _randn(n, 2, seed=1))
     ),
-    "mm_rope": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), leaves=(0,)),
-    "mm_rope, in place": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), {"inplace": True}),
+    "mm_rope": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), leaves=(0,), cuda=True),
+    "mm_rope, in place": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), {"inplace": True}, cuda=True),
     "qk_norm_mm_rope": Sample("qk_norm_mm_rope", _norm, leaves=(0, 1, 2, 3, 4, 5)),
-    "paged_write": Sample("paged_write", _pages),
+    "paged_write": Sample("paged_write", _pages, cuda=True),
     "tube_mask": Sample("tube_mask", _tube, traceable=False),
     "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1)),
     "qk_norm_mm_rope_paged_write": Sample("qk_norm_mm_rope_paged_write", _norm_pages),
@@ -164,9 +170,12 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def raw_calls(sample: Sample, n: int) -> list[RawCall]:
-    """The raw operations that one call of ``sample`` makes, forward and, where it has one, backward."""
-    arguments = list(sample.arguments(n))
+def raw_calls(sample: Sample, n: int, place: Callable[[Any], Any] = lambda x: x) -> list[RawCall]:
+    """The raw operations that one call of ``sample`` makes, forward and, where it has one, backward.
+
+    ``place`` is applied to its arguments first.
+    """
+    arguments = list(map(place, sample.arguments(n)))
     for place in sample.leaves:
         arguments[place] = arguments[place].requires_grad_()
     with _Recorder() as recorder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,11 +11,22 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from lumos_engine import ops
-from lumos_engine.testing import strategies, tolerances
+from lumos_engine.testing import backends, strategies, tolerances
 
 from .registered import NO_TENSORS, SAMPLES, Sample, raw_calls, registered_ops
 
+RUNS = [(name, backend) for name, sample in SAMPLES.items() for backend in sample.backends]
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+every_run = pytest.mark.parametrize(
+    ("sample", "backend"), [(SAMPLES[name], backend) for name, backend in RUNS], ids=map(", ".join, RUNS)
+)
+
+
+@pytest.fixture
+def place(backend: str) -> Iterator[Callable[[Any], Any]]:
+    """Moves tensors to the device of ``backend``, on which operations run."""
+    with backends.running(backend) as move:
+        yield lambda x: move(x) if isinstance(x, Tensor) else x
 
 
 def tensors_of(result: Any) -> list[Tensor]:
@@ -29,18 +40,18 @@ def test_every_operation_has_a_sample() -> None:
     assert functions == {sample.function for sample in SAMPLES.values()}
 
 
-@every_sample
-def test_opcheck(sample: Sample) -> None:
-    for call in raw_calls(sample, 3):
+@every_run
+def test_opcheck(sample: Sample, place: Callable[[Any], Any]) -> None:
+    for call in raw_calls(sample, 3, place):
         backward = call.name.endswith("_backward")  # not differentiable itself
         arguments = [x.detach() if backward and isinstance(x, Tensor) else x for x in call.arguments]
         torch.library.opcheck(call.function.default, tuple(arguments))
 
 
-@every_sample
-def test_the_fake_kernel_agrees_in_shape_dtype_and_strides(sample: Sample) -> None:
+@every_run
+def test_the_fake_kernel_agrees_in_shape_dtype_and_strides(sample: Sample, place: Callable[[Any], Any]) -> None:
     for n in (3, 70):
-        for call in raw_calls(sample, n):
+        for call in raw_calls(sample, n, place):
             with torch.no_grad():
                 real = tensors_of(call.function(*call.arguments))
                 with FakeTensorMode() as mode:
@@ -63,22 +74,23 @@ def count_graphs(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if sample.traceable])
-def test_compiles_whole_and_once_more_for_all_other_layouts(name: str) -> None:
+@pytest.mark.parametrize(("name", "backend"), [(name, backend) for name, backend in RUNS if SAMPLES[name].traceable])
+def test_compiles_whole_and_once_more_for_all_other_layouts(name: str, place: Callable[[Any], Any]) -> None:
     sample = SAMPLES[name]
-    graphs = count_graphs(lambda *x: sample.call(x), [sample.arguments(n) for n in (3, 70, 9, 130)])
+    calls = [tuple(map(place, sample.arguments(n))) for n in (3, 70, 9, 130)]
+    graphs = count_graphs(lambda *x: sample.call(x), calls)
     assert graphs[1] <= 2 and graphs[1] == graphs[-1], f"graphs after each call: {graphs}"
 
 
-@every_sample
+@every_run
 @pytest.mark.parametrize("order", strategies.MEMORY_ORDERS)
-def test_memory_order_changes_no_bit(sample: Sample, order: str) -> None:
+def test_memory_order_changes_no_bit(sample: Sample, order: str, place: Callable[[Any], Any]) -> None:
     with torch.no_grad():
         expected, actual = (sample.arguments(5) for _ in range(2))
         heads = [i for i, x in enumerate(actual) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 3]
         ordered = tuple(strategies.in_order(x, order) if i in heads else x for i, x in enumerate(actual))
         torch.manual_seed(0)
-        results = [tensors_of(sample.call(x)) for x in (ordered, expected)]
+        results = [tensors_of(sample.call(tuple(map(place, x)))) for x in (ordered, expected)]
     if sample.function != "tube_mask":  # its uniforms are drawn
         for a, b in zip(*results, strict=True):
             tolerances.assert_bitwise_equal(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,3 +82,19 @@ def fails(kind: str, message: str, body: str, *arrays: np.ndarray, **arguments: 
 
 def counted(launch: dict[str, Any], classes: Sequence[str], what: str) -> int:
     return sum(line[what] for line in launch["lines"] if line["class"] in classes)
+
+
+# Ways to access a word of a space at an address, with %r4 and %r5.
+KINDS = {
+    "read": "ld.{0}.u32 %r4, [{1}];",
+    "write": "st.{0}.u32 [{1}], %r5;",
+    "strong read": "ld.volatile.{0}.u32 %r4, [{1}];",
+    "strong write": "st.volatile.{0}.u32 [{1}], %r5;",
+    "atomic": "atom.{0}.add.u32 %r4, [{1}], %r5;",
+}
+pairs = pytest.mark.parametrize(("first", "second"), list(itertools.product(KINDS, KINDS)))
+
+
+def conflict(*kinds: str) -> bool:
+    writes = any("read" not in kind for kind in kinds)
+    return writes and any(kind in ("read", "write") for kind in kinds)

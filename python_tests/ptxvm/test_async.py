@@ -136,6 +136,14 @@ def test_groups_are_of_each_lane():
     fails("race", "not been waited for.*thread \\(0, 0, 0\\)", body.format("@!%q1"), source, to, shared=512)
 
 
+def test_lanes_wait_for_themselves():
+    source = random_bytes(512)
+    copy = f"{PLACES.format(16)} cp.async.cg.shared.global [%r1], [%d1], 16; cp.async.commit_group;"
+    body = f"{copy} setp.gt.u32 %q1, %lane, 15; @%q1 cp.async.wait_group 0; {{0}} ld.shared.u32 %r4, [%r1]; cp.async.wait_all;"
+    run(body.format("@%q1"), source, source, shared=512)
+    fails("race", r"not been waited for.*thread \(0, 0, 0\)", body.format(""), source, source, shared=512)
+
+
 def test_unfinished():
     source = random_bytes(512)
     body = f"{PLACES.format(16)} cp.async.cg.shared.global [%r1], [%d1], 16; {{0}}"

@@ -17,16 +17,21 @@ typedef struct lumos_mm_rope_params {
   const int32_t* positions;  // [tokens, 3], contiguous: t, h, w
   const float* inv_freq;     // [head_dim / 2]
   void* out;                 // [tokens, heads, head_dim], dtype; may be x with the strides of x
-  lumos_dtype dtype;         // LUMOS_FLOAT32 or LUMOS_BFLOAT16
+  lumos_dtype dtype;         // LUMOS_FLOAT32 or LUMOS_BFLOAT16; CUDA: LUMOS_FLOAT16 too
   int64_t num_tokens, num_heads, head_dim;
   int64_t x_stride_token, x_stride_head;  // in elements; the last dimension is contiguous
   int64_t out_stride_token, out_stride_head;
-  int inverse;  // rotate by the negative angle
-  int parity;   // round cosine and sine to dtype
-  int num_threads;
+  int inverse;      // rotate by the negative angle
+  int parity;       // round cosine and sine to dtype
+  int num_threads;  // of the CPU
+  int device;       // CUDA: index of the GPU that holds the tensors
+  void* stream;     // CUDA: cudaStream_t of that device
 } lumos_mm_rope_params;
 
 LUMOS_API lumos_status lumos_cpu_mm_rope(const lumos_mm_rope_params* params);
+
+// Base, token and head strides of x and out in bytes are multiples of 16.
+LUMOS_API lumos_status lumos_cuda_mm_rope(const lumos_mm_rope_params* params);
 
 #ifdef __cplusplus
 }

@@ -3,5 +3,7 @@
 
 #include <stdint.h>
 
-// Axis (0 = t, 1 = h, 2 = w) of frequency index f, by f mod 16: t t t t h h w w h h w w h h w w.
-static const int8_t kLumosRopeAxis[16] = {0, 0, 0, 0, 1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2};
+#include "lumos/visibility.h"
+
+// Axis (0 = t, 1 = h, 2 = w) of frequency index f, by f mod 16: t t t t h h w w h h w w h h w w, two bits each.
+LUMOS_HOST_DEVICE static inline int lumos_rope_axis(int f) { return (UINT32_C(0xa5a5a500) >> (2 * (f & 15))) & 3; }

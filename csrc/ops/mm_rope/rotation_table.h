@@ -21,7 +21,7 @@ void fill_rotation_table(const int32_t* position, const float* inv_freq, int64_t
   const float place[3] = {static_cast<float>(position[0]), static_cast<float>(position[1]),
                           static_cast<float>(position[2])};
   float by_slot[16];
-  for (int slot = 0; slot < 16; ++slot) by_slot[slot] = place[kLumosRopeAxis[slot]];
+  for (int slot = 0; slot < 16; ++slot) by_slot[slot] = place[lumos_rope_axis(slot)];
   const int64_t half = head_dim / 2;
   for (int64_t f = 0; f < half; f += kLanes) {
     vec sine, cosine;

@@ -1,0 +1,85 @@
+"""What the machine sees in the CUDA kernels: the bytes that they ask of memory, and barriers that none can do without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lumos_engine import ops
+from lumos_engine.testing import emulation, strategies
+
+pytest.importorskip("lumos_engine._C_ptxvm", reason="the machine is missing")
+
+ASKED = 1.10  # bytes asked for, of those that must be moved
+SECTORS = 1.05  # bytes of the sectors, of those asked for
+
+Shape = tuple[int, int, int]
+
+
+def mm_rope(shape: Shape, dtype: torch.dtype) -> int:
+    """Runs the operation once and returns how many bytes it must move, here and in the functions below."""
+    x, positions = strategies.randn(shape, dtype, 0), torch.ones(shape[0], 3, dtype=torch.int32)
+    ops.mm_rope(x, positions)
+    return 2 * x.nbytes + positions.nbytes + 4 * shape[2] // 2
+
+
+def paged_write(shape: Shape, dtype: torch.dtype) -> int:
+    k = strategies.randn(shape, dtype, 0)
+    k_pages, v_pages = torch.zeros(2, 64, 16, *shape[1:], dtype=dtype)
+    slots = torch.randperm(1024, generator=torch.Generator().manual_seed(0))[: shape[0]]
+    ops.paged_write(k, k, k_pages, v_pages, slots)
+    return 4 * k.nbytes + slots.nbytes
+
+
+every_call = pytest.mark.parametrize("call", [mm_rope, paged_write], ids=lambda f: f.__name__)
+on_cuda = pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels
+Call = Callable[[Shape, torch.dtype], int]
+
+
+def total(launch: dict[str, Any], counter: str, kind: str) -> int:
+    return sum(line[counter] for line in launch["lines"] if line["class"].startswith(kind))
+
+
+@on_cuda
+@every_call
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(256, 16, 128), (300, 12, 64), (1000, 1, 128), (40, 2, 256), (100, 32, 96)], ids=str)
+def test_little_more_is_moved_than_must_be(shape: Shape, dtype: torch.dtype, call: Call, backend: str) -> None:
+    with emulation.ptxvm() as machine:
+        needed_bytes = call(shape, dtype)
+        (launch,) = machine.launches
+    asked_bytes = total(launch, "bytes", "global")
+    assert needed_bytes <= asked_bytes <= ASKED * needed_bytes
+    assert 32 * total(launch, "sectors", "global") <= SECTORS * asked_bytes
+    assert total(launch, "instructions", "local") == 0
+    if shape[2] != 96:  # there warps go across rows of the table
+        assert total(launch, "wavefronts", "shared") == total(launch, "ideal_wavefronts", "shared")
+
+
+@on_cuda
+@every_call
+@pytest.mark.parametrize("schedule", [None, 1])
+def test_no_barrier_can_be_left_out(schedule: int | None, call: Call, backend: str) -> None:
+    arguments = (70, 9, 64), torch.bfloat16
+    with emulation.ptxvm(schedule) as machine:
+        call(*arguments)
+        (launch,) = machine.launches
+    for index, _ in launch["synchronisations"]:
+        left_out = {"skip_instruction": index, "skip_kernel": launch["kernel"]}
+        with (
+            pytest.raises(emulation.KernelFault, match=r"race|uninitialised"),
+            emulation.ptxvm(schedule, **left_out),
+        ):
+            call(*arguments)
+
+
+@on_cuda
+def test_nothing_is_launched_for_nothing(backend: str) -> None:
+    with emulation.ptxvm() as machine:
+        for shape in (0, 2, 32), (2, 0, 32):
+            mm_rope(shape, torch.float32)
+            paged_write(shape, torch.float32)
+        assert machine.launches == []
