@@ -102,6 +102,13 @@ def running_sum() -> Call:
     return Call(4, 128, arguments, {1: x.double().cumsum(1), 2: x.double().sort(1).values}, 1e-6)
 
 
+def reductions() -> Call:
+    x = torch.randn(32, 64)
+    arguments = [x, torch.zeros(32, dtype=torch.int32), poisoned(64), poisoned(64, 32), NULL, NULL]
+    d = x.double()
+    return Call(1, 128, arguments, {1: d.argmax(1).double(), 2: d.sum(0), 3: d.t()}, 1e-6)
+
+
 def dropout() -> Call:
     x = torch.rand(3000) + 1
     arguments = [x, poisoned(3000), 3000, 0.25, 1234, NULL, NULL]

@@ -129,6 +129,16 @@ def running_sum(x, out, order, num_columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def reductions(x, largest, sums, turned, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of x [ROWS, COLUMNS]: place of the largest value of each row, sums of columns, transposed matrix."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    values = tl.load(x + row[:, None] * COLUMNS + column[None, :])
+    tl.store(largest + row, tl.argmax(values, 1))
+    tl.store(sums + column, tl.sum(values, 0))
+    tl.store(turned + column[:, None] * ROWS + row[None, :], tl.trans(values))
+
+
+@triton.jit
 def dropout(x, out, size, p, seed, BLOCK: tl.constexpr):
     """Philox numbers: wide integer products."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -164,6 +174,7 @@ KERNELS = {
     "attention": (attention, "*bf16 *bf16 *bf16 *bf16 *fp32 i32 fp32", dict(ROWS=64, KEYS=32, HEAD_DIM=64), 4, 3),
     "histogram": (histogram, "*i32 *i32 *i32 i32", dict(BINS=64, BLOCK=512), 4, 1),
     "running_sum": (running_sum, "*fp32 *fp32 *fp32 i32", dict(BLOCK=512), 4, 1),
+    "reductions": (reductions, "*fp32 *i32 *fp32 *fp32", dict(ROWS=32, COLUMNS=64), 4, 1),
     "dropout": (dropout, "*fp32 *fp32 i32 fp32 i32", dict(BLOCK=512), 4, 1),
     "functions": (functions, "*fp32 *fp32 *fp32 *fp32 *fp32 *fp32 *fp32 *fp32 i32", dict(BLOCK=256), 4, 1),
 }
