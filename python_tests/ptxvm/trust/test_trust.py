@@ -149,6 +149,12 @@ def test_rows_that_nobody_wrote(gemm_ptx: str) -> None:
         Module(gemm_ptx).launch("gemm_bf16_nn", call.grid, call.block, *call.arguments, shared_bytes=49152)
 
 
+@pytest.mark.parametrize("name", REPEATED_STORES)
+def test_stores_that_warps_repeat(name: str, subject: Subject) -> None:
+    with ptxvm(), pytest.raises(KernelFault, match="race: write of shared memory"):
+        subject.run()
+
+
 @pytest.mark.parametrize("name", TRITON | GEMM | ATTENTION | CUB)
 def test_close_to_fp64_with_the_same_bits_in_any_order(name: str, subject: Subject) -> None:
     answers = []
@@ -161,7 +167,7 @@ def test_close_to_fp64_with_the_same_bits_in_any_order(name: str, subject: Subje
         if seed is None:
             instructions = sum(line["instructions"] for line in launch["lines"])
             error = max(call.errors().values())
-            print(f"| {name} | {len(subject.opcodes)} | {instructions:,} | {launch['seconds']:.3f} | {error:.1e} | 0 |")
+            print(f"| {name} | {len(subject.opcodes)} | {instructions:,} | {launch['seconds']:.4f} | {error:.1e} | 0 |")
     for other in answers[1:]:
         for x, y in zip(answers[0], other, strict=True):
             assert torch.equal(x.view(torch.uint8), y.view(torch.uint8)), "another schedule gave other bits"
