@@ -82,6 +82,7 @@ bool SharedMemory::repeats_bytes() const {
 
 void SharedMemory::issue_copy(int w, const Inst& inst, uint32_t mask, const uint64_t* offsets, int num_bytes,
                               const uint8_t (*data)[16]) {
+  announce({});
   update_granules(states_.data(), granule_log2_, mask, offsets, static_cast<uint32_t>(num_bytes),
                   [&](uint32_t state, const uint32_t* granule, int lane) -> uint32_t {
                     after(state, w, kWrite, granule, lane);

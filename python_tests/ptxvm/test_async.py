@@ -206,6 +206,11 @@ def test_one_warp_copies_for_another():
     ).replace("ld.", "@%q0 ld.")
     run(body.format("bar.sync 0;"), random_bytes(512), block=64, shared=512)
     fails("race", "by warp 1, after a (read|write) by warp 0", body.format(""), random_bytes(512), block=64, shared=512)
+    # A copy repeats no stores.
+    body = f"{begin} @%q0 st.shared.u32 [%r1], 0; {{0}} @%q0 bra END; {copy} END:"
+    options = {"block": 64, "shared": 512, "allow_repeated_stores": True}
+    run(body.format("bar.sync 0;"), random_bytes(512), **options)
+    fails("race", "by warp 1, after a write by warp 0", body.format(""), random_bytes(512), **options)
 
 
 RING = """

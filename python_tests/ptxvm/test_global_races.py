@@ -114,6 +114,8 @@ def test_buffers_may_be_read_only(memory):
         launch(memory, body)
     extension().add_buffer(memory.data_ptr(), 128, "variable")  # a view of it that may be written
     launch(memory, body)
+    extension().add_buffer(memory.data_ptr(), 64, "another view", writable=False)
+    launch(memory, body)
 
 
 def test_views_are_one_buffer():
