@@ -107,7 +107,6 @@ void Block::start(int64_t linear_index, GlobalRaces* races) {
     warp.waiting = 0;
     warp.barrier = -1;
     warp.carry = 0;
-    warp.epoch = 1;
     warp.num_executed = 0;
     std::fill(warp.pc, warp.pc + kLanes, 0);
   }
@@ -403,12 +402,14 @@ bool Block::arrive(Warp* warp, const Inst& inst, uint32_t present) {
 
 bool Block::release_if_complete(int id) {
   Barrier& barrier = barriers[id];
-  uint32_t expected = barrier.expected_threads;
+  uint32_t expected = barrier.expected_threads, ended = 0;
   for (const Warp& warp : warps) {
-    if (barrier.of_all && !warp.live) expected -= kLanes;
+    if (!barrier.of_all || warp.live) continue;
+    expected -= kLanes;
+    ended |= 1u << warp.index;
   }
   if (!barrier.arrived_warps || barrier.arrived_threads < expected) return false;
-  memory.shared.synchronise(barrier.arrived_warps);
+  memory.shared.synchronise(barrier.arrived_warps | ended);
   for_lanes(barrier.waiting_warps, [&](int w) {
     Warp& released = warps[w];
     released.barrier = -1;

@@ -77,7 +77,6 @@ struct Warp {
   int index = 0;       // in its block
   uint32_t live = 0;   // lanes that have not ended
   uint32_t carry = 0;  // condition code of add.cc and its like, one bit a lane
-  uint32_t epoch = 1;  // shared-memory clock of this warp
   // Scheduling, see block.cpp.
   int32_t pc[kLanes];
   uint32_t waiting = 0;  // lanes that wait inside a .sync instruction for others of their warp
