@@ -14,7 +14,7 @@ struct Error : std::runtime_error {
 // A kernel did what it must not do. Handlers throw it with the lane; run() adds kernel, source line, block and thread.
 struct Fault : std::runtime_error {
   // kind: "out of bounds", "misaligned", "uninitialised", "race", "barrier divergence", "deadlock", "unfinished copy",
-  // "trap", "not implemented".
+  // "undefined shuffle", "trap", "not implemented".
   Fault(std::string kind, std::string message, int lane = -1)
       : std::runtime_error(message), kind(std::move(kind)), lane(lane) {}
   std::string kind;

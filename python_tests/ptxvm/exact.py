@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .opcode import DTYPES, operands, run
+from .opcode_kernel import DTYPES, operands, run
 
 ROUNDINGS = ("rn", "rz", "rm", "rp")
 

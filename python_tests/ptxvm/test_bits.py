@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .opcode import LINE, check, module_of, operands, run_lines
+from .opcode_kernel import LINE, check, module_of, operands, run_lines
 
 Case = tuple[
     str, str, tuple[str, ...], Callable[..., int]

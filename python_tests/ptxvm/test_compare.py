@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .opcode import DTYPES, LINE, module_of, operands, run_lines
+from .opcode_kernel import DTYPES, LINE, module_of, operands, run_lines
 
 ORDERED = {
     "eq": operator.eq,

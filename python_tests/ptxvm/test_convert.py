@@ -21,7 +21,7 @@ from .exact import (
     flushed,
     saturated,
 )
-from .opcode import DTYPES, LINE, module_of, run, run_lines, values
+from .opcode_kernel import DTYPES, LINE, module_of, run, run_lines, values
 
 INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
 FLOATS = ("f16", "bf16", "f32", "f64")

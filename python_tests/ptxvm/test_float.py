@@ -22,7 +22,7 @@ from .exact import (
     flushed,
     saturated,
 )
-from .opcode import LINE, module_of, run, values
+from .opcode_kernel import LINE, module_of, run, values
 
 TYPES = ("f32", "f64")
 

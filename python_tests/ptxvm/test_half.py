@@ -18,7 +18,7 @@ from .exact import (
     flushed,
     saturated,
 )
-from .opcode import LINE, module_of, run
+from .opcode_kernel import LINE, module_of, run
 from .test_float import extremum
 
 TYPES = ("f16", "bf16")

@@ -12,7 +12,7 @@ import torch
 
 from lumos_engine.testing.emulation import Module
 
-from .opcode import DTYPES, LINE, check, module_of, operands, run_lines
+from .opcode_kernel import DTYPES, LINE, check, module_of, operands, run_lines
 
 ALL = ("u16", "s16", "u32", "s32", "u64", "s64")
 WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}

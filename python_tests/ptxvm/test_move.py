@@ -11,7 +11,7 @@ import torch
 
 from lumos_engine.testing.emulation import Module
 
-from .opcode import DTYPES, LINE, module_of, operands, run, run_lines
+from .opcode_kernel import DTYPES, LINE, module_of, operands, run, run_lines
 
 VALUES = ("b16", "b32", "b64", "u16", "s16", "u32", "s32", "u64", "s64", "f32", "f64")
 
