@@ -148,7 +148,7 @@ def sample_codes(
     temperature: float,
     codes: Tensor,
     confidence: Tensor,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
 def tube_mask(
     tokens: Tensor,
