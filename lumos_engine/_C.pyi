@@ -138,6 +138,16 @@ def qk_norm_mm_rope_paged_write(
     parity: bool,
     num_threads: int,
 ) -> None: ...
+def remask(
+    confidence: Tensor,
+    known: Tensor,
+    num_masked: Tensor,
+    num_masked_of_all: int,
+    temperature: float,
+    gumbel: Tensor,
+    masked: Tensor,
+    device: Device,
+) -> None: ...
 def sample_codes(
     cond: Tensor,
     uncond: Tensor,

@@ -38,7 +38,7 @@ __device__ inline void accumulate(const float (&x)[kCount], PartialSoftmax* part
 // Of vectors [begin, end) of a row, by one warp; the same in all of its lanes.
 template <class T, bool kGuided>
 __device__ inline PartialSoftmax partial_softmax(const RowLogits<T, kGuided>& logits, int begin, int end) {
-  constexpr int kSize = kVectorSize<T>, kBatch = 4;  // vectors that are on their way at a time
+  constexpr int kSize = kVectorSize<T>, kBatch = kGuided ? 2 : 4;  // four loads of a thread on their way
   const int whole = min(end, logits.num_classes / kSize);
   PartialSoftmax partial;
   int vector = begin + threadIdx.x % 32;
