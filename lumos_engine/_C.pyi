@@ -167,7 +167,9 @@ def tube_mask(
     spans: Tensor,
     num_masked: Tensor,
     mask_id: int,
+    order: Tensor,
+    longest_draw: int,
     out: Tensor,
     mask: Tensor,
-    num_threads: int,
+    device: Device,
 ) -> None: ...

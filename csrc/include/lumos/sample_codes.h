@@ -5,8 +5,8 @@
 //   code: the given one, or the first class whose cumulative p exceeds the uniform, or the first largest l
 //   confidence = p[code]
 //
-// Cumulative sums are taken in blocks of fixed size, on the CPU in double, on CUDA in float and across blocks in double:
-// a row's result depends on that row alone.
+// Cumulative sums are taken in blocks of fixed size, on the CPU in double, on CUDA in float and across blocks in
+// double: a row's result depends on that row alone.
 #pragma once
 
 #include <stdint.h>
@@ -38,8 +38,8 @@ typedef struct lumos_sample_codes_params {
 // Fails before anything is written if a given code is outside the classes.
 LUMOS_API lumos_status lumos_cpu_sample_codes(const lumos_sample_codes_params* params);
 
-// Base, sample and row strides of cond and uncond in bytes are multiples of 16. A given code outside the classes becomes
-// code 0 with confidence NaN; a uniform outside [0, 1) means the nearest one inside.
+// Base, sample and row strides of cond and uncond in bytes are multiples of 16. A given code outside the classes
+// becomes code 0 with confidence NaN; a uniform outside [0, 1) means the nearest one inside.
 LUMOS_API lumos_status lumos_cuda_sample_codes(const lumos_sample_codes_params* params);
 
 #ifdef __cplusplus

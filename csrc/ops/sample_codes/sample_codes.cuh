@@ -16,10 +16,10 @@ constexpr int kScanVectors = 128;  // so few are left to one warp
 
 // What is looked for in a row, and where it must be.
 struct ClassSearch {
-  int begin, end;      // vectors
-  float largest;       // of the row
-  float total;         // sum of its exponentials
-  double threshold;    // of the cumulative sum that begins at `begin`
+  int begin, end;    // vectors
+  float largest;     // of the row
+  float total;       // sum of its exponentials
+  double threshold;  // of the cumulative sum that begins at `begin`
 };
 
 // Narrows `search` to one of the parts, of `part_vectors` each. By one thread.
