@@ -16,10 +16,10 @@ extern "C" {
 #endif
 
 typedef struct lumos_remask_params {
-  const float* confidence;    // [samples, rows]; not read where known
+  const float* confidence;    // [samples, rows]; anything where known
   const uint8_t* known;       // [samples, rows]
   const int64_t* num_masked;  // [samples]; or NULL: num_masked_of_all
-  const float* gumbel;        // [samples, rows]; not read where temperature is 0
+  const float* gumbel;        // [samples, rows], anything where known; or NULL for temperature 0
   uint8_t* masked;            // [samples, rows]
   int64_t num_samples, num_rows;
   int64_t num_masked_of_all;

@@ -30,7 +30,7 @@ typedef struct lumos_tube_mask_params {
 // Position i of a draw has rank argsort(uniforms of the draw)[i], equal numbers in order of position.
 LUMOS_API lumos_status lumos_cpu_tube_mask(const lumos_tube_mask_params* params);
 
-// Draws and spans that reach outside the tokens or the ranks mask nothing there.
+// Nothing outside the tokens and ranks is touched; what is masked if starts or spans reach outside is not specified.
 LUMOS_API lumos_status lumos_cuda_tube_mask(const lumos_tube_mask_params* params);
 
 #ifdef __cplusplus
