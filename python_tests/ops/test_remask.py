@@ -87,5 +87,5 @@ def test_more_rows_than_threads_hold(rows: int, backend: str) -> None:
 @compiled_backends
 def test_samples_without_rows_and_no_samples(backend: str) -> None:
     for shape in (0, 3), (2, 0):
-        case = {"confidence": torch.zeros(shape), "known": torch.zeros(shape) > 0, "num_masked": 1}
-        assert run(case, backend).shape == shape
+        case: dict[str, Any] = {"confidence": torch.zeros(shape), "known": torch.zeros(shape) > 0, "num_masked": 1}
+        assert run({**case, "temperature": 1.0, "gumbel": torch.zeros(shape)}, backend).shape == shape

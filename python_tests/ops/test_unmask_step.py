@@ -429,6 +429,16 @@ def test_values_that_the_host_does_not_look_at_on_cuda(backend: str) -> None:
 
 
 @compiled_backends
+def test_no_rows(backend: str) -> None:
+    for shape in (0, 3), (2, 0):
+        empty = torch.zeros(shape)
+        with running(backend) as place:
+            logits, known = place(empty[..., None].expand(*shape, 8)), place(empty > 0)
+            codes, confidence = ops.sample_codes(logits, None, known, uniforms=place(empty))
+        assert codes.shape == confidence.shape == shape
+
+
+@compiled_backends
 def test_nothing_else_is_written(backend: str) -> None:
     logits, known = strategies.randn((2, 3, 40), torch.float32, 0), torch.arange(6).view(2, 3) == 4
     outs = [poison.GuardedTensor((2, 3), dtype) for dtype in (torch.int64, torch.float32, torch.bool)]

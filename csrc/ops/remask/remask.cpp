@@ -41,6 +41,7 @@ void remask_sample(const lumos_remask_params& p, int64_t sample, float* scores) 
 extern "C" lumos_status lumos_cpu_remask(const lumos_remask_params* params) {
   return lumos::guarded([&] {
     const auto& p = *params;
+    if (p.num_samples == 0 || p.num_rows == 0) return;
     lumos::require(p.gumbel || p.temperature == 0.0f, "remask: temperature is %g; give gumbel, or make it 0",
                    static_cast<double>(p.temperature));
     lumos::parallel_for(p.num_samples, p.num_threads, [&](int64_t sample) {

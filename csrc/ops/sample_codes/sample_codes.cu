@@ -45,15 +45,17 @@ void launch(const lumos_sample_codes_params& p) {
 extern "C" lumos_status lumos_cuda_sample_codes(const lumos_sample_codes_params* params) {
   return lumos::guarded([&] {
     const auto& p = *params;
-    lumos::require(p.num_classes > 0 && p.num_classes <= INT_MAX / 2,
-                   "sample_codes: there are %lld classes to choose from; allowed: 1..%d",
-                   static_cast<long long>(p.num_classes), INT_MAX / 2);
-    lumos::require(p.given || p.uniforms || p.temperature == 0.0f,
-                   "temperature is %g; give codes or uniforms, or make it 0", static_cast<double>(p.temperature));
-    lumos::require(p.num_samples * p.num_rows <= INT_MAX, "sample_codes: %lld rows are more than a grid holds",
-                   static_cast<long long>(p.num_samples * p.num_rows));
+    const int64_t num_rows = p.num_samples * p.num_rows;
     lumos::with_float_type("sample_codes", p.dtype, [&](auto zero) {
-      if (p.num_samples * p.num_rows > 0) lumos::launch<decltype(zero)>(p);
+      if (num_rows == 0) return;
+      lumos::require(p.num_classes > 0 && p.num_classes <= INT_MAX / 2,
+                     "sample_codes: there are %lld classes to choose from; allowed: 1..%d",
+                     static_cast<long long>(p.num_classes), INT_MAX / 2);
+      lumos::require(p.given || p.uniforms || p.temperature == 0.0f,
+                     "temperature is %g; give codes or uniforms, or make it 0", static_cast<double>(p.temperature));
+      lumos::require(num_rows <= INT_MAX, "sample_codes: %lld rows are more than a grid holds",
+                     static_cast<long long>(num_rows));
+      lumos::launch<decltype(zero)>(p);
     });
   });
 }
