@@ -70,9 +70,7 @@ def unmask_step(
         op, cond_logits, uncond_logits, known, guidance_scale=guidance_scale, sampling_temperature=sampling_temperature,
         uniforms=uniforms, sampled_ids=sampled_ids, backend=backend,
     )  # fmt: skip
-    masked = remask(
-        confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel, backend=backend
-    )
+    masked = remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel, backend=backend)
     return torch.where(known, ids, codes), confidence, masked
 
 

@@ -57,7 +57,11 @@ def launches(call: Callable[..., int], *arguments: Any, **options: Any) -> tuple
 def test_a_row_is_read_once_and_a_small_part_of_it_again(
     way: str, classes: int, dtype: torch.dtype, backend: str
 ) -> None:
-    options = {"uniforms": {}, "greedy": {"sampling_temperature": 0.0}, "given": {"sampled_ids": torch.tensor([[3, 1]])}}
+    options = {
+        "uniforms": {},
+        "greedy": {"sampling_temperature": 0.0},
+        "given": {"sampled_ids": torch.tensor([[3, 1]])},
+    }
     (launch,), needed_bytes = launches(sample_codes, classes, dtype, **options[way])
     asked_bytes = total(launch, "bytes", "global")
     # An eighth again, then an eighth of that; a few rows of one vector more.

@@ -55,7 +55,10 @@ def test_equal_to_the_reference(case: dict[str, Any], schedule: int, backend: st
 
 @every_backend
 @given(
-    rows=st.integers(1, 300), num_masked=st.integers(-2, 305), share=st.sampled_from([0.0, 0.5]), seed=strategies.seeds()
+    rows=st.integers(1, 300),
+    num_masked=st.integers(-2, 305),
+    share=st.sampled_from([0.0, 0.5]),
+    seed=strategies.seeds(),
 )
 def test_the_lowest_scores_and_so_many(rows: int, num_masked: int, share: float, seed: int, backend: str) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -286,9 +286,7 @@ ROWS_OF_CLASSES = [1, 4, 7, 8, 31, 256, 1024, 3000, 16384]  # a vector, a warp, 
 @compiled_backends
 @pytest.mark.parametrize("classes", ROWS_OF_CLASSES)
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_uniform_at_the_border_of_two_classes_belongs_to_the_second(
-    guided: bool, classes: int, backend: str
-) -> None:
+def test_a_uniform_at_the_border_of_two_classes_belongs_to_the_second(guided: bool, classes: int, backend: str) -> None:
     """Among equal classes all sums are whole numbers, which no rounding touches if their number is a power of two."""
     possible = 2 ** (classes.bit_length() - 1)
     place_of = torch.randperm(classes, generator=torch.Generator().manual_seed(0))[:possible].sort().values
@@ -415,7 +413,10 @@ def test_rows_that_are_not_aligned_to_16_bytes_are_copied_and_counted_on_cuda(ba
 
 @pytest.mark.parametrize("backend", ["cuda"])
 def test_values_that_the_host_does_not_look_at_on_cuda(backend: str) -> None:
-    logits, known = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf]).expand(1, 4, 4), torch.zeros(1, 4, dtype=torch.bool)
+    logits, known = (
+        torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf]).expand(1, 4, 4),
+        torch.zeros(1, 4, dtype=torch.bool),
+    )
     with running(backend) as place:
         logits, known = place(logits), place(known)
         outside = place(torch.tensor([[-1, 4, 2**40, 2]]))
