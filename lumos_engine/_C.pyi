@@ -138,6 +138,16 @@ def qk_norm_mm_rope_paged_write(
     parity: bool,
     num_threads: int,
 ) -> None: ...
+def remask(
+    confidence: Tensor,
+    known: Tensor,
+    num_masked: Tensor,
+    num_masked_of_all: int,
+    temperature: float,
+    gumbel: Tensor,
+    masked: Tensor,
+    device: Device,
+) -> None: ...
 def sample_codes(
     cond: Tensor,
     uncond: Tensor,
@@ -148,7 +158,7 @@ def sample_codes(
     temperature: float,
     codes: Tensor,
     confidence: Tensor,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
 def tube_mask(
     tokens: Tensor,
@@ -157,7 +167,9 @@ def tube_mask(
     spans: Tensor,
     num_masked: Tensor,
     mask_id: int,
+    order: Tensor,
+    longest_draw: int,
     out: Tensor,
     mask: Tensor,
-    num_threads: int,
+    device: Device,
 ) -> None: ...

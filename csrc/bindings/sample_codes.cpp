@@ -7,7 +7,7 @@ namespace lumos {
 void register_sample_codes(pybind11::module_& module) {
   module.def("sample_codes", [](const Tensor& cond, const Tensor& uncond, const Tensor& known, const Tensor& given,
                                 const Tensor& uniforms, float guidance_scale, float temperature, const Tensor& codes,
-                                const Tensor& confidence, int num_threads) {
+                                const Tensor& confidence, const Device& device) {
     expect(cond, "cond", cond.dtype, {-1, -1, -1}, true);
     const std::vector<int64_t> rows{cond.shape[0], cond.shape[1]};
     if (uncond.data) expect(uncond, "uncond", cond.dtype, cond.shape, true);
@@ -36,8 +36,7 @@ void register_sample_codes(pybind11::module_& module) {
     }
     params.guidance_scale = guidance_scale;
     params.temperature = temperature;
-    params.num_threads = num_threads;
-    call(lumos_cpu_sample_codes, params);
+    call_on(device, params, LUMOS_LAUNCHERS(sample_codes));
   });
 }
 

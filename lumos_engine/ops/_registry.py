@@ -83,20 +83,23 @@ def uses_cuda(kernel: str, tensor: Tensor) -> bool:
     return tensor.is_cuda or kernel in _emulated
 
 
-def select_backend(op: str, tensor: Tensor, backend: str | None) -> str:
+def select_backend(op: str, tensor: Tensor, backend: str | None, kernel: str | None = None) -> str:
     """The backend that ``op`` shall use for ``tensor``: ``backend``, else that of ``use_backend``, else the tensor's device.
+
+    ``kernel``: the function of ``_C`` that does the work, if its name is not ``op``.
 
     Raises:
         ValueError: unknown backend, or one that cannot work on the tensor's device.
         RuntimeError: a backend that this installation does not have.
     """
     device = tensor.device.type
-    emulated = device == "cpu" and op in _emulated
+    kernel = kernel or op
+    emulated = device == "cpu" and kernel in _emulated
     name = backend or _backend_in_use or ("cuda" if device == "cuda" or emulated else "cpu")
     if name not in BACKENDS:
         raise ValueError(f"{op}: backend is {name!r}; allowed: {', '.join(BACKENDS)}")
     if name == "cuda" and not emulated:
-        if op not in _cuda_kernels:
+        if kernel not in _cuda_kernels:
             raise RuntimeError(
                 f"{op}: this build carries no CUDA kernel of it; move the tensors to the CPU or pass backend='reference'"
             )
@@ -198,7 +201,7 @@ def rows_contiguous(op: str, name: str, tensor: Tensor) -> Tensor:
     """``tensor``, or a copy of it (counted in ``copies``) when the kernel of ``op`` cannot read it where it lies.
 
     Its last dimension must be contiguous; on CUDA its first element and all other strides must lie at multiples of 16
-    bytes too.
+    bytes too: then the rows of a copy are padded where they must be.
     """
     if tensor.numel() == 0:
         return tensor
@@ -210,7 +213,9 @@ def rows_contiguous(op: str, name: str, tensor: Tensor) -> Tensor:
     if good:
         return tensor
     copies[f"{op}.{name}"] += 1
-    return tensor.clone(memory_format=torch.contiguous_format)
+    access = _ACCESS_BYTES // tensor.element_size() if uses_cuda(op, tensor) else 1
+    *shape, size = tensor.shape
+    return tensor.new_empty((*shape, -(-size // access) * access))[..., :size].copy_(tensor)
 
 
 def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, ...]] | None:

@@ -27,14 +27,14 @@ def sample_codes(
     drawn. A row's result depends on that row alone, so rows may be handed over in any portions.
 
     Args:
-        cond_logits: ``[samples, rows, classes]`` with the prompt; the cpu backend has float32 and bfloat16.
+        cond_logits: ``[samples, rows, classes]`` with the prompt; cpu: float32 and bfloat16, cuda: float16 too.
         uncond_logits: the same without the prompt, or None for no guidance.
         known: bool ``[samples, rows]``, rows that are not looked at and may hold anything.
         guidance_scale: g; not read without ``uncond_logits``.
         sampling_temperature: >= 0.
         uniforms: fp32 ``[samples, rows]`` in [0, 1). sampled_ids: int64 ``[samples, rows]`` in 0 .. classes - 1; not
             read where known.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         Classes int64 ``[samples, rows]``, 0 where known; p of them, fp32, the largest finite number where known. The
@@ -42,7 +42,8 @@ def sample_codes(
 
     Raises:
         TypeError: wrong dtype. ValueError: shapes or devices that do not agree, a negative temperature, missing
-        uniforms, an id out of range.
+        uniforms, an id out of range. On CUDA the host does not wait for values: an unknown row whose id is out of range
+        gets class 0 with p NaN, a uniform out of range means the nearest one inside.
     """
     return checked_sample_codes(
         "sample_codes", cond_logits, uncond_logits, known, guidance_scale=guidance_scale,
@@ -63,12 +64,13 @@ def checked_sample_codes(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """``sample_codes`` on behalf of ``op``, which errors name."""
-    floats = (*registry.FLOATS, torch.float16, torch.float64)
+    floats = registry.FLOATS_OF["reference"]
     registry.check_tensor(op, "cond_logits", cond_logits, dtype=floats, shape=("samples", "rows", "classes"))
-    chosen = registry.select_backend(op, cond_logits, backend)
+    chosen = registry.select_backend(op, cond_logits, backend, kernel="sample_codes")
     samples, rows, classes = cond_logits.shape
-    if chosen == "cpu":
-        registry.check_tensor(op, "cond_logits", cond_logits, dtype=registry.FLOATS, shape=(samples, rows, classes))
+    registry.check_tensor(
+        op, "cond_logits", cond_logits, dtype=registry.FLOATS_OF[chosen], shape=(samples, rows, classes)
+    )
     device = cond_logits.device
     if classes == 0:
         raise ValueError(f"{op}: cond_logits has no classes; it must have at least one")
@@ -86,7 +88,7 @@ def checked_sample_codes(
         raise ValueError(
             f"{op}: sampling_temperature is {sampling_temperature}; give uniforms or sampled_ids, or make it 0"
         )
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and chosen != "cuda":
         if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
             raise ValueError(f"{op}: uniforms must be in [0, 1), got {float(uniforms.min())}..{float(uniforms.max())}")
         if sampled_ids is not None and bool(((sampled_ids < 0) | (sampled_ids >= classes)).logical_and(~known).any()):
@@ -101,7 +103,7 @@ def checked_sample_codes(
     )
 
 
-def _sample_codes_cpu(
+def _sample_codes(
     cond: Tensor,
     uncond: Tensor | None,
     known: Tensor,
@@ -110,21 +112,12 @@ def _sample_codes_cpu(
     guidance_scale: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    cond = registry.rows_contiguous("unmask_step", "cond_logits", cond)
+    cond = registry.rows_contiguous("sample_codes", "cond_logits", cond)
     if uncond is not None:
-        uncond = registry.rows_contiguous("unmask_step", "uncond_logits", uncond)
+        uncond = registry.rows_contiguous("sample_codes", "uncond_logits", uncond)
     codes, confidence = _sample_codes_fake(cond, uncond, known)
-    small = [None if x is None else x.contiguous() for x in (known, given, uniforms)]
-    registry.extension().sample_codes(
-        registry.view(cond),
-        registry.view(uncond),
-        *map(registry.view, small),
-        guidance_scale,
-        temperature,
-        registry.view(codes),
-        registry.view(confidence),
-        torch.get_num_threads(),
-    )
+    small = (None if x is None else x.contiguous() for x in (known, given, uniforms))
+    registry.call("sample_codes", cond, uncond, *small, guidance_scale, temperature, codes, confidence)
     return codes, confidence
 
 
@@ -135,6 +128,7 @@ def _sample_codes_fake(cond: Tensor, uncond: Tensor | None, known: Tensor, *_: o
 registry.define(
     "_sample_codes(Tensor cond, Tensor? uncond, Tensor known, Tensor? given, Tensor? uniforms, float guidance_scale, "
     "float temperature) -> (Tensor, Tensor)",
-    cpu=_sample_codes_cpu,
+    cpu=_sample_codes,
+    cuda=_sample_codes,
     fake=_sample_codes_fake,
 )

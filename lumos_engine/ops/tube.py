@@ -34,25 +34,33 @@ def tube_mask(
         layout: every sequence holds frames, all of one size.
         u, rank_uniforms: float32 in [0, 1), the numbers that ``TubePattern.from_uniforms`` takes for each sequence,
             flat, one sequence after the other. With mode "tube" ``u`` is ``[sequences]`` and ``rank_uniforms``
-            ``[sum of content tokens of a frame]``.
+            ``[sum of content tokens of a frame]``. ``u`` may stay on the CPU; from a GPU it is fetched, so that the host
+            waits for it: the counts that it makes are computed there, with equal bits for every backend.
         mask_id: replaces the masked tokens.
         mode: "tube", "random", "diffusion_forcing" or "tube_decay".
         min_ratio: least share of masked positions.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         The masked tokens int64 ``[tokens]`` and the mask bool ``[tokens]``.
 
     Raises:
         TypeError: wrong dtype. ValueError: wrong shape or device, unknown mode, uniforms outside [0, 1), or a
-        sequence without frames or with frames of different sizes.
+        sequence without frames or with frames of different sizes. On CUDA the host does not look at
+        ``rank_uniforms``: any numbers have an order.
     """
     op = "tube_mask"
     registry.check_tensor(op, "tokens", tokens, dtype=torch.int64, shape=(layout.num_tokens,))
     chosen = registry.select_backend(op, tokens, backend)
     starts, spans, counts, num_u, num_ranks = _plan(layout, mode)
-    for name, values, size in (("u", u, num_u), ("rank_uniforms", rank_uniforms, num_ranks)):
-        registry.check_tensor(op, name, values, dtype=torch.float32, shape=(size,), device=tokens.device)
+    host = torch.device("cpu")
+    u_device = host if isinstance(u, Tensor) and u.device == host else tokens.device
+    registry.check_tensor(op, "u", u, dtype=torch.float32, shape=(num_u,), device=u_device)
+    registry.check_tensor(
+        op, "rank_uniforms", rank_uniforms, dtype=torch.float32, shape=(num_ranks,), device=tokens.device
+    )
+    u = u.cpu()
+    for name, values in (("u", u), ("rank_uniforms", rank_uniforms))[: 1 if chosen == "cuda" else 2]:
         if not bool(((values >= 0) & (values < 1)).all()):
             raise ValueError(f"{op}: {name} holds {float(values.min())}..{float(values.max())}; it must be in [0, 1)")
     if chosen == "reference":
@@ -104,7 +112,7 @@ def _num_masked(u: Tensor, counts: list[tuple[int, int]], mode: str, min_ratio: 
     from ..tubes import mask_ratio, masked_counts
 
     per_frame = mode == "diffusion_forcing"
-    ratios = mask_ratio(u.cpu(), min_ratio).split([frames if per_frame else 1 for _, frames in counts])
+    ratios = mask_ratio(u, min_ratio).split([frames if per_frame else 1 for _, frames in counts])
     numbers = [
         masked_counts(ratio, size, frames, mode).expand(frames)
         for ratio, (size, frames) in zip(ratios, counts, strict=True)
@@ -112,16 +120,15 @@ def _num_masked(u: Tensor, counts: list[tuple[int, int]], mode: str, min_ratio: 
     return torch.cat(numbers).ceil().long()
 
 
-def _tube_mask_cpu(
+def _tube_mask(
     tokens: Tensor, rank_uniforms: Tensor, starts: Tensor, spans: Tensor, num_masked: Tensor, mask_id: int
 ) -> tuple[Tensor, Tensor]:
     tokens, rank_uniforms = tokens.contiguous(), rank_uniforms.contiguous()
     out, mask = _tube_mask_fake(tokens, rank_uniforms, starts, spans, num_masked, mask_id)
-    view = registry.view
-    registry.extension().tube_mask(
-        view(tokens), view(rank_uniforms), view(starts), view(spans), view(num_masked), mask_id, view(out), view(mask),
-        torch.get_num_threads(),
-    )  # fmt: skip
+    longest_draw = max(starts.diff().tolist(), default=0)
+    plan = (x.to(tokens.device, non_blocking=True) for x in (starts, spans, num_masked))
+    order = torch.empty_like(rank_uniforms, dtype=torch.int32)
+    registry.call("tube_mask", tokens, rank_uniforms, *plan, mask_id, order, longest_draw, out, mask)
     return out, mask
 
 
@@ -131,9 +138,11 @@ def _tube_mask_fake(
     return tokens.new_empty(tokens.shape), tokens.new_empty(tokens.shape, dtype=torch.bool)
 
 
+# starts, spans and num_masked lie on the CPU.
 registry.define(
     "_tube_mask(Tensor tokens, Tensor rank_uniforms, Tensor starts, Tensor spans, Tensor num_masked, int mask_id) "
     "-> (Tensor, Tensor)",
-    cpu=_tube_mask_cpu,
+    cpu=_tube_mask,
+    cuda=_tube_mask,
     fake=_tube_mask_fake,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference import unmask as reference
 from . import _registry as registry
 from .sampling import checked_sample_codes
 
@@ -38,7 +37,7 @@ def unmask_step(
     call those where the logits of all rows are too many to exist at once.
 
     Args:
-        cond_logits: ``[samples, rows, classes]`` with the prompt; the cpu backend has float32 and bfloat16.
+        cond_logits: ``[samples, rows, classes]`` with the prompt; cpu: float32 and bfloat16, cuda: float16 too.
         uncond_logits: the same without the prompt, or None for no guidance.
         ids: int64 ``[samples, rows]``, classes of the known tokens; not read where unknown.
         known: bool ``[samples, rows]``.
@@ -49,7 +48,7 @@ def unmask_step(
         uniforms: fp32 ``[samples, rows]`` in [0, 1). sampled_ids: int64 ``[samples, rows]`` in 0 .. classes - 1; not
             read where known.
         gumbel: fp32 ``[samples, rows]``; needed unless ``temperature`` is 0.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         ids int64 ``[samples, rows]``, known ones kept; confidence fp32, p of the id, for known tokens the largest
@@ -58,7 +57,7 @@ def unmask_step(
 
     Raises:
         TypeError: wrong dtype. ValueError: shapes or devices that do not agree, a negative temperature, missing
-        uniforms or Gumbel noise, an id out of range.
+        uniforms or Gumbel noise, an id out of range (on CUDA see ``sample_codes``).
     """
     op = "unmask_step"
     floats = (*registry.FLOATS, torch.float16, torch.float64)
@@ -71,7 +70,7 @@ def unmask_step(
         op, cond_logits, uncond_logits, known, guidance_scale=guidance_scale, sampling_temperature=sampling_temperature,
         uniforms=uniforms, sampled_ids=sampled_ids, backend=backend,
     )  # fmt: skip
-    masked = reference.remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel)
+    masked = remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel, backend=backend)
     return torch.where(known, ids, codes), confidence, masked
 
 
@@ -82,15 +81,17 @@ def remask(
     num_masked: int | Tensor,
     temperature: float = 0.0,
     gumbel: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Which of the unknown tokens stay masked for another step: the second half of ``unmask_step``, which see.
 
     Args:
         confidence: fp32 ``[samples, rows]``; not read where known. known: bool ``[samples, rows]``.
         num_masked, temperature, gumbel: as in ``unmask_step``.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
-        bool ``[samples, rows]``. One torch implementation for all backends: it sorts one number per token.
+        bool ``[samples, rows]``. A confidence of NaN is never masked.
 
     Raises:
         TypeError: wrong dtype. ValueError: shapes or devices that do not agree, a negative temperature, missing noise.
@@ -99,7 +100,12 @@ def remask(
     registry.check_tensor(op, "confidence", confidence, dtype=torch.float32, shape=("samples", "rows"))
     registry.check_tensor(op, "known", known, dtype=torch.bool, shape=tuple(confidence.shape), device=confidence.device)
     _check_remask(op, known, num_masked, temperature, gumbel)
-    return reference.remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel)
+    if registry.select_backend(op, confidence, backend) == "reference":
+        return registry.reference("unmask").remask(
+            confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel
+        )
+    counts, count = (num_masked, 0) if isinstance(num_masked, Tensor) else (None, num_masked)
+    return torch.ops.lumos._remask(confidence, known, counts, count, float(temperature), gumbel)
 
 
 def _check_remask(op: str, known: Tensor, num_masked: int | Tensor, temperature: float, gumbel: Tensor | None) -> None:
@@ -111,3 +117,25 @@ def _check_remask(op: str, known: Tensor, num_masked: int | Tensor, temperature:
         raise ValueError(f"{op}: temperature is {temperature}; give gumbel, or make it 0")
     if isinstance(num_masked, Tensor):
         registry.check_tensor(op, "num_masked", num_masked, dtype=torch.int64, shape=(len(known),), device=known.device)
+
+
+def _remask(
+    confidence: Tensor, known: Tensor, counts: Tensor | None, count: int, temperature: float, gumbel: Tensor | None
+) -> Tensor:
+    masked = _remask_fake(confidence, known, counts, count, temperature, gumbel)
+    confidence, known = confidence.contiguous(), known.contiguous()
+    counts, gumbel = (None if x is None else x.contiguous() for x in (counts, gumbel))
+    registry.call("remask", confidence, known, counts, count, temperature, gumbel, masked)
+    return masked
+
+
+def _remask_fake(confidence: Tensor, known: Tensor, *_: object) -> Tensor:
+    return known.new_empty(known.shape)
+
+
+registry.define(
+    "_remask(Tensor confidence, Tensor known, Tensor? counts, int count, float temperature, Tensor? gumbel) -> Tensor",
+    cpu=_remask,
+    cuda=_remask,
+    fake=_remask_fake,
+)

@@ -131,14 +131,17 @@ SAMPLES = {
     "mm_rope, in place": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), {"inplace": True}, cuda=True),
     "qk_norm_mm_rope": Sample("qk_norm_mm_rope", _norm, leaves=(0, 1, 2, 3, 4, 5)),
     "paged_write": Sample("paged_write", _pages, cuda=True),
-    "tube_mask": Sample("tube_mask", _tube, traceable=False),
+    "tube_mask": Sample("tube_mask", _tube, traceable=False, cuda=True),
     "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1)),
     "qk_norm_mm_rope_paged_write": Sample("qk_norm_mm_rope_paged_write", _norm_pages),
-    "unmask_step": Sample("unmask_step", _unmask, {"num_masked": 1, "sampling_temperature": 0.0}),
+    "unmask_step": Sample("unmask_step", _unmask, {"num_masked": 1, "sampling_temperature": 0.0}, cuda=True),
     "sample_codes": Sample(
-        "sample_codes", lambda n: (_randn(2, n, 5), _randn(2, n, 5, seed=1), _known(n)), {"sampling_temperature": 0.0}
+        "sample_codes",
+        lambda n: (_randn(2, n, 5), _randn(2, n, 5, seed=1), _known(n)),
+        {"sampling_temperature": 0.0},
+        cuda=True,
     ),
-    "remask": Sample("remask", lambda n: (_randn(2, n).sigmoid(), _known(n)), {"num_masked": 1}),
+    "remask": Sample("remask", lambda n: (_randn(2, n).sigmoid(), _known(n)), {"num_masked": 1}, cuda=True),
 }
 """One entry for each function of ``lumos_engine.ops``, and more where it has several raw operations."""
 
