@@ -8,12 +8,22 @@
 
 namespace lumos {
 
+template <class T, int kSize>
+__device__ inline void scale_and_shift(float (&x)[kSize], float scale, const WeightTable<T>& weights,
+                                       const WeightTable<T>& biases, int vector) {
+  float weight[kSize], bias[kSize];  // read for each head: in registers they would cost a third block a multiprocessor
+  weights.read(vector, weight);
+  biases.read(vector, bias);
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) x[i] = fmaf(x[i] * scale, weight[i], bias[i]);
+}
+
 // Blocks of qk_tiles(). kWrites: k and v go to the slots of their tokens.
 template <class T, bool kWrites>
-__global__ void __launch_bounds__(kBlockThreads) qk_norm_kernel(const lumos_qk_norm_params p, const QkTiles tiles) {
+__global__ void __launch_bounds__(kBlockThreads, 3) qk_norm_kernel(const lumos_qk_norm_params p, const QkTiles tiles) {
   constexpr int kSize = kVectorSize<T>;
   __shared__ RotationTable<T> table;
-  __shared__ ChannelTable<T> affine[4];  // weight of either half, bias of either half
+  __shared__ WeightTable<T> affine[4];  // weight of either half, bias of either half
   __shared__ int64_t slots[kWrites ? kBlockThreads : 1];
 
   const RowBlock block(tiles);
@@ -38,7 +48,7 @@ __global__ void __launch_bounds__(kBlockThreads) qk_norm_kernel(const lumos_qk_n
       v_second = load_vector(v + half);
     }
   };
-  if (works && block.has(head)) load();
+  if (works && head < block.end_head) load();
 
   table.fetch(place, p.positions + 3 * block.first_token, p.num_tokens - block.first_token, p.inv_freq, half);
   for (int i = 0; i < 4; ++i) {
@@ -51,15 +61,11 @@ __global__ void __launch_bounds__(kBlockThreads) qk_norm_kernel(const lumos_qk_n
   if (works) table.fill(place, channel, false, p.parity);
   __syncthreads();
 
-  float cosine[kSize], sine[kSize], weight[2][kSize], bias[2][kSize];
+  float cosine[kSize], sine[kSize];
   int64_t target = block.token;
   bool writes = works;
   if (works) {
     table.read(place, cosine, sine);
-    for (int i = 0; i < 2; ++i) {
-      affine[i].read(place.vector, weight[i]);
-      affine[2 + i].read(place.vector, bias[i]);
-    }
     if (moves_v) {
       target = slots[place.token];
       writes = 0 <= target && target < p.num_slots;
@@ -68,23 +74,21 @@ __global__ void __launch_bounds__(kBlockThreads) qk_norm_kernel(const lumos_qk_n
   const int64_t out_at = target * heads.num_heads * p.head_dim + channel;
   const float inverse_size = 1.0f / static_cast<float>(p.head_dim);
 
+#pragma unroll 1
   for (int i = 0; i < block.thread_heads; ++i, head += place.num_heads) {
     float a[kSize], b[kSize];
     to_floats<T>(first, a);
     to_floats<T>(second, b);
     const uint4 value[2] = {v_first, v_second};
-    if (works && block.has(head + place.num_heads)) {
+    if (works && head + place.num_heads < block.end_head) {
       x += place.num_heads * heads.x_stride_head;
       v += place.num_heads * p.v_stride_head;
       load();
     }
     const float scale = centre(a, b, has_channels, place.num_vectors, inverse_size, p.eps);
-    if (!writes || !block.has(head)) continue;
-#pragma unroll
-    for (int c = 0; c < kSize; ++c) {
-      a[c] = fmaf(a[c] * scale, weight[0][c], bias[0][c]);
-      b[c] = fmaf(b[c] * scale, weight[1][c], bias[1][c]);
-    }
+    if (!writes || head >= block.end_head) continue;
+    scale_and_shift(a, scale, affine[0], affine[2], place.vector);
+    scale_and_shift(b, scale, affine[1], affine[3], place.vector);
     rotate(a, b, cosine, sine);
     T* out = static_cast<T*>(heads.out) + out_at + head * p.head_dim;
     store_vector(out, from_floats<T>(a));

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   using Sums = WarpSums<T>;
   constexpr int kSize = kVectorSize<T>;
   __shared__ RotationTable<T> table;
-  __shared__ ChannelTable<T> weights[2];
+  __shared__ WeightTable<T> weights[2];
   extern __shared__ float warp_sums[];
 
   const lumos_qk_norm_params& p = b.forward;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     grad_first = load_vector(grad_out);
     grad_second = load_vector(grad_out + half);
   };
-  if (works && block.has(head)) load();
+  if (works && head < block.end_head) load();
 
   table.fetch(place, p.positions + 3 * block.first_token, p.num_tokens - block.first_token, p.inv_freq, half);
   for (int i = 0; i < 2; ++i) weights[i].fetch(place, heads.weight + block.row * p.head_dim + i * half, half);
@@ -62,29 +62,31 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   if (works) table.fill(place, channel, true, p.parity);
   __syncthreads();
 
-  float cosine[kSize]{}, sine[kSize]{}, weight[2][kSize]{};
-  if (works) {
-    table.read(place, cosine, sine);
-    for (int i = 0; i < 2; ++i) weights[i].read(place.vector, weight[i]);
-  }
+  float cosine[kSize]{}, sine[kSize]{};
+  if (works) table.read(place, cosine, sine);
   const float inverse_size = 1.0f / static_cast<float>(p.head_dim);
   float sums[4][kSize]{};  // of the weight's halves, of the bias'
 
+#pragma unroll 1
   for (int i = 0; i < block.thread_heads; ++i, head += place.num_heads) {
     float a[kSize], c[kSize], grad_a[kSize], grad_c[kSize];  // a: of the first half, c: of the second
     to_floats<T>(x_first, a);
     to_floats<T>(x_second, c);
     to_floats<T>(grad_first, grad_a);
     to_floats<T>(grad_second, grad_c);
-    if (works && block.has(head + place.num_heads)) {
+    if (works && head + place.num_heads < block.end_head) {
       x += place.num_heads * heads.x_stride_head;
       grad_out += place.num_heads * grads.grad_out_stride_head;
       load();
     }
-    const bool counts = works && block.has(head);
+    const bool counts = works && head < block.end_head;
     const float scale = centre(a, c, has_channels, place.num_vectors, inverse_size, p.eps);
     rotate(grad_a, grad_c, cosine, sine);
-    float total = 0.0f, dot = 0.0f;
+    float weight[2][kSize]{}, total = 0.0f, dot = 0.0f;
+    if (has_channels) {
+      weights[0].read(place.vector, weight[0]);
+      weights[1].read(place.vector, weight[1]);
+    }
 #pragma unroll
     for (int j = 0; j < kSize; ++j) {
       a[j] *= scale;

@@ -8,11 +8,10 @@ namespace lumos {
 
 struct RowBlock {
   bool is_k;
-  int64_t row;                 // of weights
-  int64_t first_token, token;  // the block's, the thread's
-  int64_t first_head;          // of the row, of the thread: then every num_heads-th
-  int64_t row_heads;
-  int thread_heads;  // the same for all threads, so that no shuffle waits for a lane that has left
+  int64_t row;                   // of weights
+  int64_t first_token, token;    // the block's, the thread's
+  int64_t first_head, end_head;  // the thread's first, then every num_heads-th; behind the last of the row
+  int thread_heads;              // the same for all threads, so that no shuffle waits for a lane that has left
   ThreadPlace place;
 
   __device__ explicit RowBlock(const QkTiles& tiles) {
@@ -20,7 +19,6 @@ struct RowBlock {
     const RowTiles own = is_k ? tiles.k : tiles.q;
     const int64_t block = is_k ? blockIdx.x - tiles.q.num_blocks : blockIdx.x;
     row = block / own.token_blocks;
-    row_heads = own.row_heads;
     thread_heads = own.thread_heads;
     place.num_vectors = 1 << tiles.lanes_log2;
     place.num_tokens = 1 << own.tokens_log2;
@@ -31,9 +29,32 @@ struct RowBlock {
     place.head = thread >> (tiles.lanes_log2 + own.tokens_log2);
     first_token = (block - row * own.token_blocks) << own.tokens_log2;
     token = first_token + place.token;
-    first_head = row * row_heads + place.head;
+    first_head = row * own.row_heads + place.head;
+    end_head = (row + 1) * own.row_heads;
   }
-  __device__ bool has(int64_t head) const { return head < (row + 1) * row_heads; }
+};
+
+// Half a row of weights in shared memory, which a lane reads four at a time: [kSize / 4] rows of four floats a lane,
+// apart so that what neighbouring threads fetch lies in different banks.
+template <class T>
+struct WeightTable {
+  static constexpr int kSize = kVectorSize<T>;
+  alignas(16) float at[kSize / 4][4 * kBlockVectors + 16];
+
+  // from[num_channels]: in global memory.
+  __device__ void fetch(const ThreadPlace& place, const float* from, int num_channels) {
+    for (int i = place.index(); i < num_channels; i += kBlockThreads)
+      at[i % kSize / 4][i / kSize * 4 + i % 4] = from[i];
+  }
+  __device__ void read(int vector, float (&x)[kSize]) const {
+#pragma unroll
+    for (int i = 0; i < kSize; i += 4) {
+      // Volatile: ptxas would take the reads out of the loop over the heads, and their registers cost a block.
+      asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(x[i]), "=f"(x[i + 1]), "=f"(x[i + 2]), "=f"(x[i + 3])
+                   : "l"(__cvta_generic_to_shared(&at[i / 4][4 * vector])));
+    }
+  }
 };
 
 // Sum over the lanes of a head, the same bits in each: neighbours first, then pairs of pairs.
