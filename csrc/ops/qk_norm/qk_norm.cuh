@@ -29,26 +29,21 @@ __global__ void __launch_bounds__(kBlockThreads, 3) qk_norm_kernel(const lumos_q
   const RowBlock block(tiles);
   const ThreadPlace& place = block.place;
   const lumos_qk_norm_heads heads = block.is_k ? p.k : p.q;
-  const int64_t half = p.head_dim / 2;
+  const int half = static_cast<int>(p.head_dim) / 2;
   const int channel = place.vector * kSize;
   const bool has_channels = channel < half, works = has_channels && block.token < p.num_tokens;
   const bool moves_v = kWrites && block.is_k;
-  int64_t head = block.first_head;
 
   // On their way while the angles are computed.
-  const T* x =
-      static_cast<const T*>(heads.x) + block.token * heads.x_stride_token + head * heads.x_stride_head + channel;
-  const T* v = static_cast<const T*>(p.v) + block.token * p.v_stride_token + head * p.v_stride_head + channel;
-  uint4 first{}, second{}, v_first{}, v_second{};
-  const auto load = [&] {
+  const T* x = static_cast<const T*>(heads.x) + block.token * heads.x_stride_token +
+               block.first_head * heads.x_stride_head + channel;
+  const T* v =
+      static_cast<const T*>(p.v) + block.token * p.v_stride_token + block.first_head * p.v_stride_head + channel;
+  uint4 first{}, second{};
+  if (works && block.own_heads > 0) {
     first = load_vector(x);
     second = load_vector(x + half);
-    if (moves_v) {
-      v_first = load_vector(v);
-      v_second = load_vector(v + half);
-    }
-  };
-  if (works && head < block.end_head) load();
+  }
 
   table.fetch(place, p.positions + 3 * block.first_token, p.num_tokens - block.first_token, p.inv_freq, half);
   for (int i = 0; i < 4; ++i) {
@@ -71,33 +66,40 @@ __global__ void __launch_bounds__(kBlockThreads, 3) qk_norm_kernel(const lumos_q
       writes = 0 <= target && target < p.num_slots;
     }
   }
-  const int64_t out_at = target * heads.num_heads * p.head_dim + channel;
+  int64_t out_at = (target * heads.num_heads + block.first_head) * p.head_dim + channel;
   const float inverse_size = 1.0f / static_cast<float>(p.head_dim);
 
 #pragma unroll 1
-  for (int i = 0; i < block.thread_heads; ++i, head += place.num_heads) {
+  for (int i = 0; i < block.thread_heads; ++i) {
     float a[kSize], b[kSize];
     to_floats<T>(first, a);
     to_floats<T>(second, b);
-    const uint4 value[2] = {v_first, v_second};
-    if (works && head + place.num_heads < block.end_head) {
+    if (works && i + 1 < block.own_heads) {
       x += place.num_heads * heads.x_stride_head;
+      first = load_vector(x);
+      second = load_vector(x + half);
+    }
+    const bool stores = writes && i < block.own_heads;
+    uint4 v_first, v_second;
+    if (moves_v && stores) {
+      v_first = load_vector(v);
+      v_second = load_vector(v + half);
       v += place.num_heads * p.v_stride_head;
-      load();
     }
     const float scale = centre(a, b, has_channels, place.num_vectors, inverse_size, p.eps);
-    if (!writes || head >= block.end_head) continue;
+    if (!stores) continue;
     scale_and_shift(a, scale, affine[0], affine[2], place.vector);
     scale_and_shift(b, scale, affine[1], affine[3], place.vector);
     rotate(a, b, cosine, sine);
-    T* out = static_cast<T*>(heads.out) + out_at + head * p.head_dim;
+    T* out = static_cast<T*>(heads.out) + out_at;
     store_vector(out, from_floats<T>(a));
     store_vector(out + half, from_floats<T>(b));
     if (moves_v) {
-      T* page = static_cast<T*>(p.v_pages) + out_at + head * p.head_dim;
-      store_vector(page, value[0]);
-      store_vector(page + half, value[1]);
+      T* page = static_cast<T*>(p.v_pages) + out_at;
+      store_vector(page, v_first);
+      store_vector(page + half, v_second);
     }
+    out_at += place.num_heads * p.head_dim;
   }
 }
 

@@ -37,16 +37,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const ThreadPlace& place = block.place;
   const lumos_qk_norm_heads heads = block.is_k ? p.k : p.q;
   const lumos_qk_norm_backward_heads grads = block.is_k ? b.k : b.q;
-  const int64_t half = p.head_dim / 2;
+  const int half = static_cast<int>(p.head_dim) / 2;
   const int channel = place.vector * kSize;
   const bool has_channels = channel < half, works = has_channels && block.token < p.num_tokens;
-  int64_t head = block.first_head;
 
   // On their way while the angles are computed.
-  const T* x =
-      static_cast<const T*>(heads.x) + block.token * heads.x_stride_token + head * heads.x_stride_head + channel;
+  const T* x = static_cast<const T*>(heads.x) + block.token * heads.x_stride_token +
+               block.first_head * heads.x_stride_head + channel;
   const T* grad_out = static_cast<const T*>(grads.grad_out) + block.token * grads.grad_out_stride_token +
-                      head * grads.grad_out_stride_head + channel;
+                      block.first_head * grads.grad_out_stride_head + channel;
   uint4 x_first{}, x_second{}, grad_first{}, grad_second{};
   const auto load = [&] {
     x_first = load_vector(x);
@@ -54,7 +53,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     grad_first = load_vector(grad_out);
     grad_second = load_vector(grad_out + half);
   };
-  if (works && head < block.end_head) load();
+  if (works && block.own_heads > 0) load();
 
   table.fetch(place, p.positions + 3 * block.first_token, p.num_tokens - block.first_token, p.inv_freq, half);
   for (int i = 0; i < 2; ++i) weights[i].fetch(place, heads.weight + block.row * p.head_dim + i * half, half);
@@ -64,22 +63,23 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
   float cosine[kSize]{}, sine[kSize]{};
   if (works) table.read(place, cosine, sine);
+  T* grad_x = static_cast<T*>(grads.grad_x) + (block.token * heads.num_heads + block.first_head) * p.head_dim + channel;
   const float inverse_size = 1.0f / static_cast<float>(p.head_dim);
   float sums[4][kSize]{};  // of the weight's halves, of the bias'
 
 #pragma unroll 1
-  for (int i = 0; i < block.thread_heads; ++i, head += place.num_heads) {
+  for (int i = 0; i < block.thread_heads; ++i) {
     float a[kSize], c[kSize], grad_a[kSize], grad_c[kSize];  // a: of the first half, c: of the second
     to_floats<T>(x_first, a);
     to_floats<T>(x_second, c);
     to_floats<T>(grad_first, grad_a);
     to_floats<T>(grad_second, grad_c);
-    if (works && head + place.num_heads < block.end_head) {
+    if (works && i + 1 < block.own_heads) {
       x += place.num_heads * heads.x_stride_head;
       grad_out += place.num_heads * grads.grad_out_stride_head;
       load();
     }
-    const bool counts = works && head < block.end_head;
+    const bool counts = works && i < block.own_heads;
     const float scale = centre(a, c, has_channels, place.num_vectors, inverse_size, p.eps);
     rotate(grad_a, grad_c, cosine, sine);
     float weight[2][kSize]{}, total = 0.0f, dot = 0.0f;
@@ -111,9 +111,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       grad_a[j] = (grad_a[j] - mean - a[j] * slope) * scale;
       grad_c[j] = (grad_c[j] - mean - c[j] * slope) * scale;
     }
-    T* grad_x = static_cast<T*>(grads.grad_x) + (block.token * heads.num_heads + head) * p.head_dim + channel;
     store_vector(grad_x, from_floats<T>(grad_a));
     store_vector(grad_x + half, from_floats<T>(grad_c));
+    grad_x += place.num_heads * p.head_dim;
   }
 
   // Lanes of a warp with the same channels, then warps, in their order.
@@ -132,12 +132,14 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   }
   __syncthreads();
   float* partial = b.workspace + blockIdx.x * 2 * p.head_dim;
-  for (int i = threadIdx.x; i < 2 * p.head_dim; i += kBlockThreads) {
-    const int part = i / static_cast<int>(half), at = i - part * static_cast<int>(half);
+  const int padded_half = place.num_vectors * kSize;
+  for (int i = threadIdx.x; i < 4 * padded_half; i += kBlockThreads) {
+    const int part = i / padded_half, at = i % padded_half;
+    if (at >= half) continue;
     const float* from = warp_sums + (part * kSize + at % kSize) * row_floats + at / kSize;
     float sum = 0.0f;
     for (int w = 0; w < kBlockWarps; ++w) sum += from[w * Sums::kRows * row_floats];
-    partial[i] = sum;
+    partial[part * half + at] = sum;
   }
 }
 

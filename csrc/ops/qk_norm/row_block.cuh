@@ -8,10 +8,11 @@ namespace lumos {
 
 struct RowBlock {
   bool is_k;
-  int64_t row;                   // of weights
-  int64_t first_token, token;    // the block's, the thread's
-  int64_t first_head, end_head;  // the thread's first, then every num_heads-th; behind the last of the row
-  int thread_heads;              // the same for all threads, so that no shuffle waits for a lane that has left
+  int64_t row;                 // of weights
+  int64_t first_token, token;  // the block's, the thread's
+  int64_t first_head;          // the thread's; then every place.num_heads-th
+  int own_heads;               // heads that the thread has
+  int thread_heads;  // heads that it goes over: the same for all, so that no shuffle waits for a lane that has left
   ThreadPlace place;
 
   __device__ explicit RowBlock(const QkTiles& tiles) {
@@ -30,7 +31,7 @@ struct RowBlock {
     first_token = (block - row * own.token_blocks) << own.tokens_log2;
     token = first_token + place.token;
     first_head = row * own.row_heads + place.head;
-    end_head = (row + 1) * own.row_heads;
+    own_heads = (static_cast<int>(own.row_heads) - place.head + place.num_heads - 1) >> own.heads_log2;
   }
 };
 
