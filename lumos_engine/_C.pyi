@@ -99,7 +99,7 @@ def qk_norm_mm_rope(
     k_out: Tensor,
     eps: float,
     parity: bool,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
 def qk_norm_mm_rope_backward(
     grad_q_out: Tensor,
@@ -116,10 +116,14 @@ def qk_norm_mm_rope_backward(
     grad_q_bias: Tensor,
     grad_k_weight: Tensor,
     grad_k_bias: Tensor,
+    workspace: Tensor,
     eps: float,
     parity: bool,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
+def qk_norm_mm_rope_backward_workspace_bytes(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, device: Device
+) -> int: ...
 def qk_norm_mm_rope_paged_write(
     q: Tensor,
     k: Tensor,
@@ -136,7 +140,7 @@ def qk_norm_mm_rope_paged_write(
     q_out: Tensor,
     eps: float,
     parity: bool,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
 def remask(
     confidence: Tensor,

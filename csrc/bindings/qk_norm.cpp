@@ -21,7 +21,8 @@ lumos_qk_norm_heads heads(const char* name, const Tensor& x, const Tensor& weigh
 
 // What all three functions read.
 lumos_qk_norm_params inputs(const Tensor& q, const Tensor& k, const Tensor& q_weight, const Tensor& k_weight,
-                            const Tensor& positions, const Tensor& inv_freq, double eps, bool parity, int num_threads) {
+                            const Tensor& positions, const Tensor& inv_freq, double eps, bool parity,
+                            const Device& device) {
   lumos_qk_norm_params params{};
   params.q = heads("q", q, q_weight);
   params.k = heads("k", k, k_weight);
@@ -35,7 +36,7 @@ lumos_qk_norm_params inputs(const Tensor& q, const Tensor& k, const Tensor& q_we
   params.head_dim = q.shape[2];
   params.eps = static_cast<float>(eps);
   params.parity = parity;
-  params.num_threads = num_threads;
+  set_device(params, device);
   return params;
 }
 
@@ -46,23 +47,23 @@ void add_bias(lumos_qk_norm_heads& heads, const Tensor& bias, int64_t head_dim) 
 
 void qk_norm_mm_rope(const Tensor& q, const Tensor& k, const Tensor& q_weight, const Tensor& q_bias,
                      const Tensor& k_weight, const Tensor& k_bias, const Tensor& positions, const Tensor& inv_freq,
-                     const Tensor& q_out, const Tensor& k_out, double eps, bool parity, int num_threads) {
-  auto params = inputs(q, k, q_weight, k_weight, positions, inv_freq, eps, parity, num_threads);
+                     const Tensor& q_out, const Tensor& k_out, double eps, bool parity, const Device& device) {
+  auto params = inputs(q, k, q_weight, k_weight, positions, inv_freq, eps, parity, device);
   add_bias(params.q, q_bias, q.shape[2]);
   add_bias(params.k, k_bias, q.shape[2]);
   expect(q_out, "q_out", q.dtype, q.shape);
   expect(k_out, "k_out", q.dtype, k.shape);
   params.q.out = q_out.data;
   params.k.out = k_out.data;
-  call(lumos_cpu_qk_norm_mm_rope, params);
+  launch_on(device, params, LUMOS_LAUNCHERS(qk_norm_mm_rope));
 }
 
 void qk_norm_mm_rope_paged_write(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_weight,
                                  const Tensor& q_bias, const Tensor& k_weight, const Tensor& k_bias,
                                  const Tensor& positions, const Tensor& inv_freq, const Tensor& k_pages,
                                  const Tensor& v_pages, const Tensor& slots, const Tensor& q_out, double eps,
-                                 bool parity, int num_threads) {
-  auto params = inputs(q, k, q_weight, k_weight, positions, inv_freq, eps, parity, num_threads);
+                                 bool parity, const Device& device) {
+  auto params = inputs(q, k, q_weight, k_weight, positions, inv_freq, eps, parity, device);
   add_bias(params.q, q_bias, q.shape[2]);
   add_bias(params.k, k_bias, q.shape[2]);
   expect(v, "v", q.dtype, k.shape, true);
@@ -78,7 +79,7 @@ void qk_norm_mm_rope_paged_write(const Tensor& q, const Tensor& k, const Tensor&
   params.num_slots = k_pages.shape[0] * k_pages.shape[1];
   params.v_stride_token = v.strides[0];
   params.v_stride_head = v.strides[1];
-  call(lumos_cpu_qk_norm_mm_rope, params);
+  launch_on(device, params, LUMOS_LAUNCHERS(qk_norm_mm_rope_paged_write));
 }
 
 lumos_qk_norm_backward_heads grads(const Tensor& x, const Tensor& grad_out, const Tensor& weight, const Tensor& grad_x,
@@ -91,16 +92,40 @@ lumos_qk_norm_backward_heads grads(const Tensor& x, const Tensor& grad_out, cons
           grad_bias.as<float>(), grad_out.strides[0], grad_out.strides[1]};
 }
 
+int64_t workspace_bytes(const lumos_qk_norm_params& params) {
+  int64_t num_bytes = 0;
+#ifdef LUMOS_WITH_CUDA
+  if (params.device >= 0) raise_unless_ok(lumos_cuda_qk_norm_mm_rope_backward_workspace_bytes(&params, &num_bytes));
+#endif
+  return num_bytes;
+}
+
 void qk_norm_mm_rope_backward(const Tensor& grad_q_out, const Tensor& grad_k_out, const Tensor& q, const Tensor& k,
                               const Tensor& q_weight, const Tensor& k_weight, const Tensor& positions,
                               const Tensor& inv_freq, const Tensor& grad_q, const Tensor& grad_k,
                               const Tensor& grad_q_weight, const Tensor& grad_q_bias, const Tensor& grad_k_weight,
-                              const Tensor& grad_k_bias, double eps, bool parity, int num_threads) {
+                              const Tensor& grad_k_bias, const Tensor& workspace, double eps, bool parity,
+                              const Device& device) {
   lumos_qk_norm_backward_params params{};
-  params.forward = inputs(q, k, q_weight, k_weight, positions, inv_freq, eps, parity, num_threads);
+  params.forward = inputs(q, k, q_weight, k_weight, positions, inv_freq, eps, parity, device);
   params.q = grads(q, grad_q_out, q_weight, grad_q, grad_q_weight, grad_q_bias);
   params.k = grads(k, grad_k_out, k_weight, grad_k, grad_k_weight, grad_k_bias);
-  call(lumos_cpu_qk_norm_mm_rope_backward, params);
+  expect(workspace, "workspace", LUMOS_UINT8, {workspace_bytes(params.forward)});
+  params.workspace = workspace.as<float>();
+  launch_on(device, params, LUMOS_LAUNCHERS(qk_norm_mm_rope_backward));
+}
+
+// What qk_norm_mm_rope_backward wants for these tensors.
+int64_t backward_workspace_bytes(const Tensor& q, const Tensor& k, const Tensor& q_weight, const Tensor& k_weight,
+                                 const Device& device) {
+  lumos_qk_norm_params params{};
+  params.q = heads("q", q, q_weight);
+  params.k = heads("k", k, k_weight);
+  params.dtype = q.dtype;
+  params.num_tokens = q.shape[0];
+  params.head_dim = q.shape[2];
+  set_device(params, device);
+  return workspace_bytes(params);
 }
 
 }  // namespace
@@ -109,6 +134,7 @@ void register_qk_norm(pybind11::module_& module) {
   module.def("qk_norm_mm_rope", &qk_norm_mm_rope);
   module.def("qk_norm_mm_rope_paged_write", &qk_norm_mm_rope_paged_write);
   module.def("qk_norm_mm_rope_backward", &qk_norm_mm_rope_backward);
+  module.def("qk_norm_mm_rope_backward_workspace_bytes", &backward_workspace_bytes);
 }
 
 }  // namespace lumos

@@ -88,15 +88,26 @@ using Launcher = lumos_status (*)(const Params*);
 #define LUMOS_LAUNCHERS(op) lumos_cpu_##op
 #endif
 
-// Runs the launcher of `device`, which stands in the params too then.
 template <class Params>
-void call_on(const Device& device, Params& params, Launcher<Params> cpu, Launcher<Params> cuda = nullptr) {
+void set_device(Params& params, const Device& device) {
   params.num_threads = device.num_threads;
   params.device = device.gpu;
   params.stream = device.stream;
+}
+
+// Runs the launcher of `device`, which stands in the params already.
+template <class Params>
+void launch_on(const Device& device, const Params& params, Launcher<Params> cpu, Launcher<Params> cuda = nullptr) {
   if (device.gpu < 0) return call(cpu, params);
   if (!cuda) throw std::runtime_error("lumos_engine was built without CUDA kernels; move the tensors to the CPU");
   call(cuda, params);
+}
+
+// Runs the launcher of `device`, which stands in the params too then.
+template <class Params>
+void call_on(const Device& device, Params& params, Launcher<Params> cpu, Launcher<Params> cuda = nullptr) {
+  set_device(params, device);
+  launch_on(device, params, cpu, cuda);
 }
 
 }  // namespace lumos

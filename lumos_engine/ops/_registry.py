@@ -225,19 +225,30 @@ def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, .
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride())
 
 
+def _place_of(kernel: str, first: Tensor) -> tuple[Any, tuple[int, int, int]]:
+    """The extension that runs ``kernel`` for ``first``, and where: (GPU, stream, threads of the CPU)."""
+    if not uses_cuda(kernel, first):
+        return extension(), (-1, 0, torch.get_num_threads())
+    if first.is_cuda:
+        return extension(), (first.device.index, torch.cuda.current_stream(first.device).cuda_stream, 0)
+    return _emulator, (0, 0, 0)
+
+
 def call(kernel: str, first: Tensor, *arguments: Any) -> None:
     """Run ``_C.<kernel>(first, *arguments, device)`` on the device of ``first``, each tensor as its ``view``.
 
     On a GPU the kernel is queued on torch's current stream, and nobody waits for it.
     """
-    if not uses_cuda(kernel, first):
-        module, device = extension(), (-1, 0, torch.get_num_threads())
-    elif first.is_cuda:
-        module, device = extension(), (first.device.index, torch.cuda.current_stream(first.device).cuda_stream, 0)
-    else:
-        module, device = _emulator, (0, 0, 0)
+    module, device = _place_of(kernel, first)
     views = (view(x) if isinstance(x, Tensor) else x for x in (first, *arguments))
     getattr(module, kernel)(*views, device)
+
+
+def workspace(kernel: str, first: Tensor, *arguments: Any) -> Tensor:
+    """Memory that ``kernel`` wants beside its arguments: as many bytes as ``_C.<kernel>_workspace_bytes`` says."""
+    module, device = _place_of(kernel, first)
+    views = (view(x) if isinstance(x, Tensor) else x for x in (first, *arguments))
+    return first.new_empty(getattr(module, f"{kernel}_workspace_bytes")(*views, device), dtype=torch.uint8)
 
 
 # ------------------------------------------------------------------------------------------------------------ registration

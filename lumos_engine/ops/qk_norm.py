@@ -33,12 +33,13 @@ def qk_norm_mm_rope(
     gradients depend on that token alone; gradients of weights are equal from run to run and for any number of threads.
 
     Args:
-        q: ``[tokens, heads, head_dim]``. k: ``[tokens, kv_heads, head_dim]``, the same dtype. As ``x`` of ``mm_rope``.
+        q: ``[tokens, heads, head_dim]``. k: ``[tokens, kv_heads, head_dim]``, the same dtype. As ``x`` of ``mm_rope``;
+            on cuda head_dim is at most 256.
         q_weight, q_bias, k_weight, k_bias: ``[rows, head_dim]``, floating-point; head j uses row ``j // (heads //
-            rows)``. The cpu backend reads them in fp32.
+            rows)``. The cpu and cuda backends read them in fp32.
         positions, inv_freq, parity: as in ``mm_rope``.
         eps: added to the variance.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         The normalised and rotated q and k, contiguous.
@@ -85,7 +86,8 @@ def qk_norm_mm_rope_paged_write(
         The normalised and rotated q, contiguous. Nothing here has a gradient.
 
     Raises:
-        TypeError, ValueError: as ``qk_norm_mm_rope`` and ``paged_write``; nothing has been written then.
+        TypeError, ValueError: as ``qk_norm_mm_rope`` and ``paged_write``; nothing has been written then. On cuda k and
+        v of a token whose slot is outside the pages are left out.
     """
     op = "qk_norm_mm_rope_paged_write"
     weights = (q_weight, q_bias, k_weight, k_bias)
@@ -114,14 +116,12 @@ def _check(
     backend: str | None,
 ) -> tuple[str, Tensor]:
     """The backend, and inv_freq or its default."""
-    floats = (*registry.FLOATS, torch.float64)
-    registry.check_tensor(op, "q", q, dtype=floats, shape=("tokens", "heads", "head_dim"))
-    chosen = registry.select_backend(op, q, backend)
-    if chosen == "cpu":
-        registry.check_tensor(op, "q", q, dtype=registry.FLOATS, shape=("tokens", "heads", "head_dim"))
+    chosen = registry.select_backend(op, q, backend) if isinstance(q, Tensor) else "reference"
+    registry.check_tensor(op, "q", q, dtype=registry.FLOATS_OF[chosen], shape=("tokens", "heads", "head_dim"))
     tokens, _, head_dim = q.shape
     registry.check_head_dim(op, head_dim)
     registry.check_tensor(op, "k", k, dtype=q.dtype, shape=(tokens, "kv_heads", head_dim), device=q.device)
+    floats = registry.FLOATS_OF["reference"]
     for name, x, weight, bias in (("q", q, *weights[:2]), ("k", k, *weights[2:])):
         registry.check_tensor(op, f"{name}_weight", weight, dtype=floats, shape=("rows", head_dim), device=q.device)
         registry.check_tensor(op, f"{name}_bias", bias, dtype=floats, shape=tuple(weight.shape), device=q.device)
@@ -138,17 +138,12 @@ def _check(
     return chosen, inv_freq
 
 
-def _call(function: str, tensors: tuple[Tensor, ...], eps: float, parity: bool) -> None:
-    views = tuple(map(registry.view, tensors))
-    getattr(registry.extension(), function)(*views, eps, parity, torch.get_num_threads())
-
-
-def _forward_cpu(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *tables, eps, parity = rest
     q, k = (registry.rows_contiguous("qk_norm_mm_rope", name, x) for name, x in (("q", q), ("k", k)))
     results = _forward_fake(q, k)
     tables = [table.contiguous() for table in tables]
-    _call("qk_norm_mm_rope", (q, k, *tables, *results), eps, parity)
+    registry.call("qk_norm_mm_rope", q, k, *tables, *results, eps, parity)
     return results
 
 
@@ -156,13 +151,14 @@ def _forward_fake(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-def _backward_cpu(grad_q_out: Tensor, grad_k_out: Tensor, q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _backward_op(grad_q_out: Tensor, grad_k_out: Tensor, q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *tables, eps, parity = rest
     named = (("grad_q_out", grad_q_out), ("grad_k_out", grad_k_out), ("q", q), ("k", k))
     tensors = [registry.rows_contiguous("qk_norm_mm_rope", name, x) for name, x in named]
     tables = [table.contiguous() for table in tables]
     grads = _backward_fake(*tensors, *tables)
-    _call("qk_norm_mm_rope_backward", (*tensors, *tables, *grads), eps, parity)
+    workspace = registry.workspace("qk_norm_mm_rope_backward", *tensors[2:], *tables[:2])
+    registry.call("qk_norm_mm_rope_backward", *tensors, *tables, *grads, workspace, eps, parity)
     return grads
 
 
@@ -183,14 +179,14 @@ def _backward(ctx: Any, grad_q_out: Tensor, grad_k_out: Tensor) -> tuple[Tensor 
     return (*grads, None, None, None, None)
 
 
-def _paged_write_cpu(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+def _paged_write(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     *tables, k_pages, v_pages, slots, eps, parity = rest
     named = (("q", q), ("k", k), ("v", v))
     q, k, v = (registry.rows_contiguous("qk_norm_mm_rope_paged_write", name, x) for name, x in named)
     q_out = q.new_empty(q.shape)
     tables = [table.contiguous() for table in tables]
-    tensors = (q, k, v, *tables, k_pages, v_pages, slots.contiguous(), q_out)
-    _call("qk_norm_mm_rope_paged_write", tensors, eps, parity)
+    tensors = (k, v, *tables, k_pages, v_pages, slots.contiguous(), q_out)
+    registry.call("qk_norm_mm_rope_paged_write", q, *tensors, eps, parity)
     return q_out
 
 
@@ -198,7 +194,8 @@ _WEIGHTS = "Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias"
 _ROTATION = "Tensor positions, Tensor inv_freq"
 registry.define(
     f"_qk_norm_mm_rope(Tensor q, Tensor k, {_WEIGHTS}, {_ROTATION}, float eps, bool parity) -> (Tensor, Tensor)",
-    cpu=_forward_cpu,
+    cpu=_forward,
+    cuda=_forward,
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -206,12 +203,14 @@ registry.define(
 registry.define(
     "_qk_norm_mm_rope_backward(Tensor grad_q_out, Tensor grad_k_out, Tensor q, Tensor k, Tensor q_weight, "
     f"Tensor k_weight, {_ROTATION}, float eps, bool parity) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_backward_cpu,
+    cpu=_backward_op,
+    cuda=_backward_op,
     fake=_backward_fake,
 )
 registry.define(
     f"_qk_norm_mm_rope_paged_write(Tensor q, Tensor k, Tensor v, {_WEIGHTS}, {_ROTATION}, Tensor(a!) k_pages, "
     "Tensor(b!) v_pages, Tensor slots, float eps, bool parity) -> Tensor",
-    cpu=_paged_write_cpu,
+    cpu=_paged_write,
+    cuda=_paged_write,
     fake=lambda q, *_: q.new_empty(q.shape),
 )

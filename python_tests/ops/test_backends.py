@@ -85,7 +85,9 @@ def test_the_binding_refuses_a_gpu_that_the_build_has_no_kernels_for() -> None:
 
 
 def test_float16_is_for_cuda_and_the_reference() -> None:
+    row = torch.ones(1, X.shape[-1])
     for function, arguments in (
+        (ops.qk_norm_mm_rope, (X.half(), X.half(), row, row, row, row, POSITIONS)),
         (ops.mm_rope, (X.half(), POSITIONS)),
         (ops.paged_write, (X.half(), X.half(), X.half()[None], X.half()[None], torch.arange(2))),
     ):

@@ -34,7 +34,37 @@ def paged_write(shape: Shape, dtype: torch.dtype) -> int:
     return 4 * k.nbytes + slots.nbytes
 
 
-every_call = pytest.mark.parametrize("call", [mm_rope, paged_write], ids=lambda f: f.__name__)
+def norm_inputs(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """q (k too), [weight, bias] in two rows if they divide the heads, [positions, inv_freq]."""
+    tokens, heads, head_dim = shape
+    rows = 1 + (heads % 2 == 0 and heads > 2)
+    weights = [strategies.randn((rows, head_dim), torch.float32, seed) for seed in (1, 2)]
+    rest = [torch.ones(tokens, 3, dtype=torch.int32), ops.inverse_frequencies(head_dim)]
+    return strategies.randn(shape, dtype, 0), weights, rest
+
+
+def qk_norm_mm_rope(shape: Shape, dtype: torch.dtype) -> int:
+    x, weights, rest = norm_inputs(shape, dtype)
+    ops.qk_norm_mm_rope(x, x, *weights, *weights, *rest)
+    return 4 * x.nbytes + 2 * sum(w.nbytes for w in weights) + sum(r.nbytes for r in rest)
+
+
+def qk_norm_mm_rope_paged_write(shape: Shape, dtype: torch.dtype) -> int:
+    x, weights, rest = norm_inputs(shape, dtype)
+    k_pages, v_pages = torch.zeros(2, 64, 16, *shape[1:], dtype=dtype)
+    slots = torch.randperm(1024, generator=torch.Generator().manual_seed(0))[: shape[0]]
+    ops.qk_norm_mm_rope_paged_write(x, x, x, *weights, *weights, rest[0], k_pages, v_pages, slots, rest[1])
+    return 6 * x.nbytes + 2 * sum(w.nbytes for w in weights) + sum(r.nbytes for r in (*rest, slots))
+
+
+def qk_norm_mm_rope_backward(shape: Shape, dtype: torch.dtype) -> int:
+    x, weights, rest = norm_inputs(shape, dtype)
+    torch.ops.lumos._qk_norm_mm_rope_backward(x, x, x, x, weights[0], weights[0], *rest, 1e-5, False)
+    return 6 * x.nbytes + 6 * weights[0].nbytes + sum(r.nbytes for r in rest)
+
+
+CALLS = [mm_rope, paged_write, qk_norm_mm_rope, qk_norm_mm_rope_paged_write, qk_norm_mm_rope_backward]
+every_call = pytest.mark.parametrize("call", CALLS, ids=lambda f: f.__name__)
 on_cuda = pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels
 Call = Callable[[Shape, torch.dtype], int]
 
@@ -50,7 +80,7 @@ def total(launch: dict[str, Any], counter: str, kind: str) -> int:
 def test_little_more_is_moved_than_must_be(shape: Shape, dtype: torch.dtype, call: Call, backend: str) -> None:
     with emulation.ptxvm() as machine:
         needed_bytes = call(shape, dtype)
-        (launch,) = machine.launches
+        launch, *_ = machine.launches  # the backward has a second, of sums alone
     asked_bytes = total(launch, "bytes", "global")
     assert needed_bytes <= asked_bytes <= ASKED * needed_bytes
     assert 32 * total(launch, "sectors", "global") <= SECTORS * asked_bytes
@@ -66,9 +96,10 @@ def test_no_barrier_can_be_left_out(schedule: int | None, call: Call, backend: s
     arguments = (70, 9, 64), torch.bfloat16
     with emulation.ptxvm(schedule) as machine:
         call(*arguments)
-        (launch,) = machine.launches
-    for index, _ in launch["synchronisations"]:
-        left_out = {"skip_instruction": index, "skip_kernel": launch["kernel"]}
+        barriers = [(launch["kernel"], index) for launch in machine.launches for index, _ in launch["synchronisations"]]
+    assert barriers
+    for kernel, index in barriers:
+        left_out = {"skip_instruction": index, "skip_kernel": kernel}
         with (
             pytest.raises(emulation.KernelFault, match=r"race|uninitialised"),
             emulation.ptxvm(schedule, **left_out),
@@ -82,4 +113,6 @@ def test_nothing_is_launched_for_nothing(backend: str) -> None:
         for shape in (0, 2, 32), (2, 0, 32):
             mm_rope(shape, torch.float32)
             paged_write(shape, torch.float32)
+            qk_norm_mm_rope(shape, torch.float32)
+            qk_norm_mm_rope_paged_write(shape, torch.float32)
         assert machine.launches == []

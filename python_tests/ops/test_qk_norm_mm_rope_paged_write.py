@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lumos_engine import ops
 from lumos_engine.testing import poison, strategies, tolerances
+from lumos_engine.testing.backends import BACKENDS, COMPILED, DTYPES, running
 
-BACKENDS = ["reference", "cpu"]
 PAGE_SIZE = 16
 
 
@@ -29,24 +29,27 @@ def arguments(tokens: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(st.integers(0, 48), st.sampled_from(strategies.DTYPES), st.booleans(), st.data())
+@given(data=st.data(), tokens=st.integers(0, 48), parity=st.booleans(), schedule=strategies.seeds())
 def test_bits_are_those_of_the_two_operations(
-    backend: str, tokens: int, dtype: torch.dtype, parity: bool, data: st.DataObject
+    data: st.DataObject, tokens: int, parity: bool, schedule: int, backend: str
 ) -> None:
+    dtype = data.draw(st.sampled_from(DTYPES[backend]))
     given_ = arguments(tokens, dtype, data.draw(st.integers(0, 2**30)))
     for name in ("q", "k", "v"):
         given_[name] = strategies.in_order(given_[name], data.draw(strategies.memory_orders()))
     pages = {name: poison.GuardedTensor(given_[name].shape, dtype) for name in ("k_pages", "v_pages")}
     given_.update({name: guarded.tensor for name, guarded in pages.items()})
-    with poison.poisoned_outputs():
-        q_out = ops.qk_norm_mm_rope_paged_write(**given_, parity=parity, backend=backend)
-    expected = {name: given_.pop(name).clone().fill_(torch.nan) for name in pages}
-    slots, v = given_.pop("slots"), given_.pop("v")
-    q, k = ops.qk_norm_mm_rope(**given_, parity=parity, backend=backend)
-    ops.paged_write(k, v, **expected, slots=slots, backend=backend)
+    with running(backend, schedule) as place, poison.poisoned_outputs():
+        there = {name: place(tensor) for name, tensor in given_.items()}
+        q_out = ops.qk_norm_mm_rope_paged_write(**there, parity=parity)
+        written = {name: there.pop(name) for name in pages}
+        expected = {name: torch.full_like(tensor, torch.nan) for name, tensor in written.items()}
+        slots, v = there.pop("slots"), there.pop("v")
+        q, k = ops.qk_norm_mm_rope(**there, parity=parity)
+        ops.paged_write(k, v, **expected, slots=slots)
     tolerances.assert_bitwise_equal(q_out, q, "q")
     for name, guarded in pages.items():
-        tolerances.assert_bitwise_equal(guarded.tensor, expected[name], name)
+        tolerances.assert_bitwise_equal(written[name], expected[name], name)
         guarded.assert_untouched()
 
 
@@ -70,7 +73,7 @@ def test_threads_change_no_bit(isa: str) -> None:
         tolerances.assert_bitwise_equal(three, one, name)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("slot", [-1, 48])
 def test_a_slot_outside_the_pages_is_refused_before_anything_is_written(slot: int, backend: str) -> None:
     given_ = arguments()
@@ -81,41 +84,96 @@ def test_a_slot_outside_the_pages_is_refused_before_anything_is_written(slot: in
     assert given_["v_pages"].isnan().all()
 
 
-def test_integers_that_are_not_contiguous() -> None:
-    plain, strided = arguments(), arguments()
-    plain["positions"] = plain["positions"][:, :1].expand(-1, 3).contiguous()
-    strided["positions"] = strided["positions"][:, :1].expand(-1, 3)
-    strided["slots"] = strided["slots"].repeat_interleave(2)[::2]
-    for given_ in (plain, strided):
-        given_["q"] = ops.qk_norm_mm_rope_paged_write(**given_)
+@pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize("slot", [-1, 48, 2**31, -(2**63), 2**63 - 1])
+def test_a_token_with_a_slot_outside_the_pages_is_left_out_on_cuda(slot: int, backend: str) -> None:
+    """Of k and v alone: its q is a result as any other."""
+    given_ = arguments()
+    pages = {name: poison.GuardedTensor(given_[name].shape, torch.float32) for name in ("k_pages", "v_pages")}
+    given_.update({name: guarded.tensor for name, guarded in pages.items()})
+    with running(backend) as place:
+        expected = {name: place(tensor.clone()) for name, tensor in given_.items()}
+        q = ops.qk_norm_mm_rope_paged_write(**expected)
+        expected["k_pages"].flatten(0, 1)[given_["slots"][2]] = torch.nan
+        expected["v_pages"].flatten(0, 1)[given_["slots"][2]] = torch.nan
+        given_["slots"][2] = slot
+        there = {name: place(tensor) for name, tensor in given_.items()}
+        tolerances.assert_bitwise_equal(ops.qk_norm_mm_rope_paged_write(**there), q)
+    for name, guarded in pages.items():
+        tolerances.assert_bitwise_equal(there[name], expected[name], name)
+        guarded.assert_untouched()
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_integers_that_are_not_contiguous(backend: str) -> None:
+    with running(backend) as place:
+        plain, strided = ({name: place(x) for name, x in arguments().items()} for _ in range(2))
+        plain["positions"] = plain["positions"][:, :1].expand(-1, 3).contiguous()
+        strided["positions"] = strided["positions"][:, :1].expand(-1, 3)
+        strided["slots"] = strided["slots"].repeat_interleave(2)[::2]
+        for given_ in (plain, strided):
+            given_["q"] = ops.qk_norm_mm_rope_paged_write(**given_)
     for name in ("q", "k_pages", "v_pages"):
         tolerances.assert_bitwise_equal(strided[name], plain[name], name)
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_pages_beyond_32_bits(backend: str) -> None:
+    """Of memory that no one touches between the slots."""
+    num_slots = 2**31 // 64 + 1
+    given_ = arguments(2, torch.bfloat16)
+    with running(backend) as place:
+        there = {name: place(tensor) for name, tensor in given_.items()}
+        there["slots"] = place(torch.tensor([1, num_slots - 1]))
+        for name in ("k_pages", "v_pages"):
+            there[name] = torch.empty(num_slots, 1, 2, 32, dtype=torch.bfloat16, device=there["q"].device)
+        ops.qk_norm_mm_rope_paged_write(**there)
+        written = [there.pop(name)[:, 0].index_select(0, there["slots"]) for name in ("k_pages", "v_pages")]
+        there.pop("slots"), there.pop("v")
+        k = ops.qk_norm_mm_rope(**there)[1]
+    tolerances.assert_bitwise_equal(written[0], k)
+    tolerances.assert_bitwise_equal(written[1].cpu(), given_["v"])
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_pages_that_are_not_aligned_to_16_bytes_are_refused_on_cuda(backend: str) -> None:
+    with running(backend) as place:
+        there = {name: place(tensor) for name, tensor in arguments().items()}
+        crooked = place(torch.zeros(3 * PAGE_SIZE * 2 * 32 + 1))[1:].view(3, PAGE_SIZE, 2, 32)
+        for name in ("k_pages", "v_pages"):
+            with pytest.raises(ValueError, match=rf"qk_norm_mm_rope_paged_write: {name} begins at .* multiples of 16"):
+                ops.qk_norm_mm_rope_paged_write(**{**there, name: crooked})
+    assert not crooked.any()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_gradient_flows(backend: str) -> None:
-    given_ = arguments()
-    for name in ("q", "k", "v", "q_weight", "k_bias"):
-        given_[name].requires_grad_()
-    assert not ops.qk_norm_mm_rope_paged_write(**given_, backend=backend).requires_grad
-    assert not given_["k_pages"].requires_grad
+    with running(backend) as place:
+        given_ = {name: place(tensor) for name, tensor in arguments().items()}
+        for name in ("q", "k", "v", "q_weight", "k_bias"):
+            given_[name].requires_grad_()
+        assert not ops.qk_norm_mm_rope_paged_write(**given_).requires_grad
+        assert not given_["k_pages"].requires_grad
 
 
-def test_opcheck_and_compile() -> None:
+@pytest.mark.parametrize("backend", COMPILED)
+def test_opcheck_and_compile(backend: str) -> None:
     def function(pages: list[Tensor], given_: dict[str, Tensor]) -> Tensor:
         k_pages, v_pages = pages
         return ops.qk_norm_mm_rope_paged_write(**{**given_, "k_pages": k_pages, "v_pages": v_pages}) * 2
 
-    given_ = arguments()
-    plain, compiled = ([torch.zeros(3, PAGE_SIZE, 2, 32) for _ in range(2)] for _ in range(2))
-    expected = function(plain, given_)
-    actual = torch.compile(function, fullgraph=True, backend="aot_eager")(compiled, given_)
-    tolerances.assert_bitwise_equal(actual, expected)
-    for left, right in zip(compiled, plain, strict=True):
-        tolerances.assert_bitwise_equal(left, right)
-    names = ("q", "k", "v", "q_weight", "q_bias", "k_weight", "k_bias", "positions")
-    inputs = [given_[name] for name in names] + [ops.inverse_frequencies(32), *plain, given_["slots"]]
-    torch.library.opcheck(torch.ops.lumos._qk_norm_mm_rope_paged_write.default, (*inputs, 1e-5, False))
+    with running(backend) as place:
+        given_ = {name: place(tensor) for name, tensor in arguments().items()}
+        plain, compiled = ([place(torch.zeros(3, PAGE_SIZE, 2, 32)) for _ in range(2)] for _ in range(2))
+        expected = function(plain, given_)
+        torch.compiler.reset()
+        actual = torch.compile(function, fullgraph=True, backend="aot_eager")(compiled, given_)
+        tolerances.assert_bitwise_equal(actual, expected)
+        for left, right in zip(compiled, plain, strict=True):
+            tolerances.assert_bitwise_equal(left, right)
+        names = ("q", "k", "v", "q_weight", "q_bias", "k_weight", "k_bias", "positions")
+        inputs = [given_[name] for name in names] + [place(ops.inverse_frequencies(32)), *plain, given_["slots"]]
+        torch.library.opcheck(torch.ops.lumos._qk_norm_mm_rope_paged_write.default, (*inputs, 1e-5, False))
 
 
 @pytest.mark.parametrize(

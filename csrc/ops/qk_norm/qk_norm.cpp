@@ -2,28 +2,23 @@
 #include "lumos/qk_norm.h"
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "cpu/error.h"
 #include "cpu/thread_pool.h"
 #include "ops/paged_write/slots.h"
+#include "ops/qk_norm/qk_norm_check.h"
 #include "ops/qk_norm/qk_norm_kernel.h"
 
 namespace lumos {
 namespace {
 
-void check(const lumos_qk_norm_params& p) {
+void check(const char* op, const lumos_qk_norm_params& p) {
   if (p.dtype != LUMOS_FLOAT32 && p.dtype != LUMOS_BFLOAT16) {
-    throw Error(LUMOS_UNSUPPORTED_TYPE, "qk_norm_mm_rope takes float32 and bfloat16");
+    throw Error(LUMOS_UNSUPPORTED_TYPE, std::string(op) + " takes float32 and bfloat16");
   }
-  require(p.head_dim > 0 && p.head_dim % 32 == 0, "head_dim is %lld; it must be a multiple of 32",
-          static_cast<long long>(p.head_dim));
-  for (const auto* heads : {&p.q, &p.k}) {
-    require(heads->num_rows > 0 && heads->num_heads % heads->num_rows == 0,
-            "%lld rows of weights do not divide %lld heads", static_cast<long long>(heads->num_rows),
-            static_cast<long long>(heads->num_heads));
-  }
-  if (p.slots) require_slots("qk_norm_mm_rope_paged_write", p.slots, p.num_tokens, p.num_slots);
+  require_shapes(op, p);
 }
 
 float* scratch_floats(int64_t count) { return static_cast<float*>(thread_scratch(count * sizeof(float))); }
@@ -35,6 +30,19 @@ void copy_values(const lumos_qk_norm_params& p, int64_t begin, int64_t end) {
     copy_token(static_cast<const char*>(p.v) + token * p.v_stride_token * size, p.v_stride_head * size,
                static_cast<char*>(p.v_pages) + p.slots[token] * p.k.num_heads * head_bytes, p.k.num_heads, head_bytes);
   }
+}
+
+// Writes k and v to their slots where there are any.
+void run_forward(const lumos_qk_norm_params& p) {
+  // Chunks of about 64 Ki elements, as in mm_rope.
+  const int64_t token_size = (p.q.num_heads + p.k.num_heads) * p.head_dim;
+  const int64_t chunk_tokens = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, token_size));
+  auto* kernel = LUMOS_SELECT_KERNEL(qk_norm_tokens);
+  parallel_for((p.num_tokens + chunk_tokens - 1) / chunk_tokens, p.num_threads, [&](int64_t chunk) {
+    const int64_t begin = chunk * chunk_tokens, end = std::min(begin + chunk_tokens, p.num_tokens);
+    kernel(p, begin, end, scratch_floats(forward_scratch_floats(p)));
+    if (p.slots) copy_values(p, begin, end);
+  });
 }
 
 // Tokens that share a partial sum of the weights' gradients: fixed, so that the sums do not depend on the threads.
@@ -54,24 +62,26 @@ void add_blocks(const std::vector<float>& sums, int64_t width, int64_t offset, i
 
 extern "C" lumos_status lumos_cpu_qk_norm_mm_rope(const lumos_qk_norm_params* params) {
   return lumos::guarded([&] {
-    const auto& p = *params;
-    lumos::check(p);
-    // Chunks of about 64 Ki elements, as in mm_rope.
-    const int64_t token_size = (p.q.num_heads + p.k.num_heads) * p.head_dim;
-    const int64_t chunk_tokens = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, token_size));
-    auto* kernel = LUMOS_SELECT_KERNEL(qk_norm_tokens);
-    lumos::parallel_for((p.num_tokens + chunk_tokens - 1) / chunk_tokens, p.num_threads, [&](int64_t chunk) {
-      const int64_t begin = chunk * chunk_tokens, end = std::min(begin + chunk_tokens, p.num_tokens);
-      kernel(p, begin, end, lumos::scratch_floats(lumos::forward_scratch_floats(p)));
-      if (p.slots) lumos::copy_values(p, begin, end);
-    });
+    lumos_qk_norm_params p = *params;
+    p.slots = nullptr;
+    lumos::check("qk_norm_mm_rope", p);
+    lumos::run_forward(p);
+  });
+}
+
+extern "C" lumos_status lumos_cpu_qk_norm_mm_rope_paged_write(const lumos_qk_norm_params* params) {
+  return lumos::guarded([&] {
+    constexpr const char* kOp = "qk_norm_mm_rope_paged_write";
+    lumos::check(kOp, *params);
+    lumos::require_slots(kOp, params->slots, params->num_tokens, params->num_slots);
+    lumos::run_forward(*params);
   });
 }
 
 extern "C" lumos_status lumos_cpu_qk_norm_mm_rope_backward(const lumos_qk_norm_backward_params* params) {
   return lumos::guarded([&] {
     const auto& p = params->forward;
-    lumos::check(p);
+    lumos::check("qk_norm_mm_rope_backward", p);
     const int64_t q_size = p.q.num_rows * p.head_dim, k_size = p.k.num_rows * p.head_dim;
     const int64_t width = 2 * (q_size + k_size);
     const int64_t num_blocks = (p.num_tokens + lumos::kBlockTokens - 1) / lumos::kBlockTokens;
