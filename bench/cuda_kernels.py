@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timing import interleaved, machine, summary
+from timing import interleaved, machine, repeated, summary
 from torch import Tensor
 
 from lumos_engine import ops
@@ -28,18 +28,6 @@ def write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor)
     """What one would write without a kernel."""
     k_pages.flatten(0, 1)[slots] = k
     v_pages.flatten(0, 1)[slots] = v
-
-
-def repeated(call: Callable[[], object], repeats: int, device: str) -> Callable[[], None]:
-    """Enough calls that starting and awaiting them does not count."""
-
-    def run() -> None:
-        for _ in range(repeats):
-            call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return run
 
 
 def main() -> None:

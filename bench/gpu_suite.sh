@@ -34,5 +34,6 @@ for tool in memcheck racecheck synccheck initcheck; do
 done
 
 "$python" bench/cuda_kernels.py --json "$out/cuda_kernels.json"
+"$python" bench/qk_norm_mm_rope.py --device cuda --repeats 50 --json "$out/qk_norm_mm_rope.json"
 CUDACXX="$toolkit/bin/nvcc" "$python" bench/ptxas_resources.py --json "$out/ptxas_resources.json"
 echo "gpu_suite: all passed; results in $out"

@@ -3,7 +3,8 @@
     python bench/qk_norm_mm_rope.py --tokens 7232 --heads 16 --kv-heads 16 --head-dim 128 --json out.json
 
 The limit is the machine's copy speed, measured in the same rounds: ``share_of_copy`` is the memory traffic that an
-operation needs at least, per second, divided by that of a plain copy of q and k into new memory.
+operation needs at least, per second, divided by that of a plain copy of q and k into new memory. ``--device cuda`` times
+the CUDA kernels on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 import torch._functorch.config
-from timing import interleaved, machine, summary
+from timing import interleaved, machine, repeated, summary
 from torch import Tensor
 
 from lumos_engine import ops
@@ -52,7 +53,9 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=16)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=1, help="calls in a round; on a GPU 50, say")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the results here as well")
     arguments = parser.parse_args()
@@ -60,16 +63,17 @@ def main() -> None:
     torch._functorch.config.donated_buffer = False  # else a compiled backward cannot run twice
 
     torch.manual_seed(0)
+    device = arguments.device
     dtype, tokens, head_dim = getattr(torch, arguments.dtype), arguments.tokens, arguments.head_dim
     q, k, v = (
-        torch.randn(tokens, heads, head_dim).to(dtype)
+        torch.randn(tokens, heads, head_dim).to(device, dtype)
         for heads in (arguments.heads, arguments.kv_heads, arguments.kv_heads)
     )
-    weights = [torch.randn(1, head_dim) for _ in range(4)]
-    positions = torch.arange(tokens, dtype=torch.int32)[:, None].expand(-1, 3).contiguous()
+    weights = [torch.randn(1, head_dim).to(device) for _ in range(4)]
+    positions = torch.arange(tokens, dtype=torch.int32, device=device)[:, None].expand(-1, 3).contiguous()
     num_pages = -(-tokens // PAGE_SIZE)
-    slots = (torch.randperm(num_pages)[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:tokens]
-    k_pages, v_pages = (torch.zeros(num_pages, PAGE_SIZE, *k.shape[1:], dtype=dtype) for _ in range(2))
+    slots = (torch.randperm(num_pages)[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:tokens].to(device)
+    k_pages, v_pages = (torch.zeros(num_pages, PAGE_SIZE, *k.shape[1:], dtype=dtype, device=device) for _ in range(2))
     compiled = torch.compile(composition)
     functions = {"ours": ops.qk_norm_mm_rope, "eager": composition, "compiled": compiled}
 
@@ -90,15 +94,20 @@ def main() -> None:
     one_pass = q.nbytes + k.nbytes
     results = {}
     with torch.no_grad():
-        for name, contestants, traffic in (
+        for part, contestants, traffic in (
             ("forward", forward, 2 * one_pass),
             ("backward", backwards, 3 * one_pass),
             ("fused write", writes, 2 * one_pass + 2 * v.nbytes),
         ):
-            seconds = interleaved({**contestants, "copy": copy}, arguments.rounds)
-            results[name] = with_share(summary(seconds, "ours"), "ours", traffic, 2 * one_pass)
+            timed = {
+                name: repeated(call, arguments.repeats, device) for name, call in {**contestants, "copy": copy}.items()
+            }
+            results[part] = with_share(
+                summary(interleaved(timed, arguments.rounds), "ours"), "ours", traffic, 2 * one_pass
+            )
     case = {name: value for name, value in vars(arguments).items() if name != "json"}
-    report = json.dumps({"machine": machine(), "case": case, "results": results}, indent=2)
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    report = json.dumps({"machine": {**machine(), "gpu": gpu}, "case": case, "results": results}, indent=2)
     print(report)
     if arguments.json:
         arguments.json.write_text(report + "\n")

@@ -12,7 +12,19 @@ import torch
 
 from lumos_engine import _C
 
-__all__ = ["interleaved", "machine", "summary"]
+__all__ = ["interleaved", "machine", "repeated", "summary"]
+
+
+def repeated(call: Callable[[], object], repeats: int, device: str) -> Callable[[], None]:
+    """Enough calls that starting and awaiting them does not count."""
+
+    def run() -> None:
+        for _ in range(repeats):
+            call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
 
 
 def interleaved(
