@@ -83,20 +83,23 @@ def uses_cuda(kernel: str, tensor: Tensor) -> bool:
     return tensor.is_cuda or kernel in _emulated
 
 
-def select_backend(op: str, tensor: Tensor, backend: str | None) -> str:
+def select_backend(op: str, tensor: Tensor, backend: str | None, kernel: str | None = None) -> str:
     """The backend that ``op`` shall use for ``tensor``: ``backend``, else that of ``use_backend``, else the tensor's device.
+
+    ``kernel``: the function of ``_C`` that it calls, where that has another name.
 
     Raises:
         ValueError: unknown backend, or one that cannot work on the tensor's device.
         RuntimeError: a backend that this installation does not have.
     """
     device = tensor.device.type
-    emulated = device == "cpu" and op in _emulated
+    kernel = kernel or op
+    emulated = device == "cpu" and kernel in _emulated
     name = backend or _backend_in_use or ("cuda" if device == "cuda" or emulated else "cpu")
     if name not in BACKENDS:
         raise ValueError(f"{op}: backend is {name!r}; allowed: {', '.join(BACKENDS)}")
     if name == "cuda" and not emulated:
-        if op not in _cuda_kernels:
+        if kernel not in _cuda_kernels:
             raise RuntimeError(
                 f"{op}: this build carries no CUDA kernel of it; move the tensors to the CPU or pass backend='reference'"
             )
@@ -244,22 +247,24 @@ def define(
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
     cuda: Callable[..., Any] | None = None,
+    kernel: str | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
     """Define ``lumos::<schema>`` with its CPU kernel, its fake (meta) kernel and, where given, CUDA kernel and autograd formula.
 
-    Within ``emulate`` the CUDA kernel takes tensors on the CPU too, if the function of ``_C`` that has the operation's name
-    without underscores around it is emulated.
+    Within ``emulate`` the CUDA kernel takes tensors on the CPU too, if the function ``kernel`` of ``_C`` is emulated; its name
+    is the operation's without underscores around it unless given.
     """
     library.define(schema)
     name = schema.split("(", 1)[0]
+    function = kernel or name.strip("_")
     if cuda is None:
         library.impl(name, cpu, "CPU")
     else:
 
         def cpu_or_emulated(*arguments: Any) -> Any:
-            return (cuda if name.strip("_") in _emulated else cpu)(*arguments)
+            return (cuda if function in _emulated else cpu)(*arguments)
 
         library.impl(name, cpu_or_emulated, "CPU")
         library.impl(name, cuda, "CUDA")

@@ -1,0 +1,116 @@
+// Running maximum and sum of rows of logits: see docs/kernels/masked_linear_cross_entropy.md.
+#pragma once
+
+#include "cuda/exp2.cuh"
+#include "ops/linear_cross_entropy/logits_group.cuh"
+
+namespace lumos {
+
+constexpr int kRoundTiles = 256;  // whose maxima and sums a block holds
+
+// The sum over some columns of exp(x - max).
+struct ExpSum {
+  float max, sum;
+};
+
+// exp(from - to), and 1 where both are -inf.
+__device__ inline float rescale(float from, float to) { return from == to ? 1.0f : exp2_approx((from - to) * kLog2E); }
+
+// Of 256 columns, eight in a lane. Every warp that gets the same ones finds the same bits.
+template <class T>
+__device__ inline ExpSum tile_sum(const uint4 (&bits)[LogitsGroup<T>::kTileVectors]) {
+  constexpr int kSize = kVectorSize<T>;
+  float x[LogitsGroup<T>::kTileVectors][kSize];
+  float top = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < LogitsGroup<T>::kTileVectors; ++i) {
+    to_floats<T>(bits[i], x[i]);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) top = fmaxf(top, x[i][j]);
+  }
+  top = warp_max(top);
+  const float shift = top == -INFINITY ? 0.0f : top;
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < LogitsGroup<T>::kTileVectors; ++i) {
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) sum += exp2_approx((x[i][j] - shift) * kLog2E);
+  }
+  return {top, warp_sum(sum)};
+}
+
+// `state` with the tiles of lanes 0 to num_tiles - 1 added one after the other; the other lanes hold {-inf, 0}. The
+// warp finds the maxima so far and the factors together, so that the order costs one multiplication and addition a
+// tile.
+__device__ inline ExpSum add_in_order(ExpSum state, ExpSum tile, int num_tiles) {
+  float top = fmaxf(state.max, tile.max);
+#pragma unroll
+  for (int apart = 1; apart < kWarpSize; apart *= 2) {
+    const float before = __shfl_up_sync(kAllLanes, top, apart);  // a lane without one before it gets its own
+    top = fmaxf(top, before);
+  }
+  const float before = __shfl_up_sync(kAllLanes, top, 1);
+  const float factor = rescale(threadIdx.x == 0 ? state.max : before, top);
+  const float part = tile.sum * rescale(tile.max, top);
+  for (int i = 0; i < num_tiles; ++i) {
+    state.sum = fmaf(state.sum, __shfl_sync(kAllLanes, factor, i), __shfl_sync(kAllLanes, part, i));
+  }
+  return {__shfl_sync(kAllLanes, top, kWarpSize - 1), state.sum};
+}
+
+// Block blockIdx.x has one row: warps take groups of tiles in turn, then the first adds the tiles in their order.
+template <class T>
+__global__ void __launch_bounds__(kMaxRowWarps* kWarpSize)
+    linear_cross_entropy_kernel(const lumos_linear_cross_entropy_params p) {
+  __shared__ ExpSum tiles[kRoundTiles];
+  const int64_t row = blockIdx.x, num_columns = p.logits.num_columns;
+  const T* x = static_cast<const T*>(p.logits.data) + row * p.logits.row_stride;
+  const int64_t num_tiles = (num_columns + kTileColumns - 1) / kTileColumns;
+
+  ExpSum state = {-INFINITY, 0.0f};
+  float at_target = NAN;
+  if (threadIdx.y == 0 && threadIdx.x == 0) {
+    if (p.logits.column_begin > 0) {
+      state = {p.row_max[row], p.row_sum[row]};
+      at_target = p.loss[row];
+    }
+    const int64_t target = p.logits.targets[row] - p.logits.column_begin;
+    if (target >= 0 && target < num_columns) at_target = static_cast<float>(x[target]);
+  }
+  state = {__shfl_sync(kAllLanes, state.max, 0), __shfl_sync(kAllLanes, state.sum, 0)};
+
+  for (int64_t round = 0; round < num_tiles; round += kRoundTiles) {
+    const int round_tiles = static_cast<int>(min(num_tiles - round, int64_t{kRoundTiles}));
+    for (int first = threadIdx.y * kGroupTiles; first < round_tiles; first += blockDim.y * kGroupTiles) {
+      LogitsGroup<T> group;
+      group.load(x, round + first, num_columns);
+#pragma unroll
+      for (int i = 0; i < kGroupTiles; ++i) {
+        if (first + i >= round_tiles) break;
+        const ExpSum sum = tile_sum<T>(group.bits[i]);
+        if (threadIdx.x == 0) tiles[first + i] = sum;
+      }
+    }
+    __syncthreads();
+    if (threadIdx.y == 0) {
+      for (int first = 0; first < round_tiles; first += kWarpSize) {
+        const int i = first + threadIdx.x;
+        const ExpSum tile = i < round_tiles ? tiles[i] : ExpSum{-INFINITY, 0.0f};
+        state = add_in_order(state, tile, min(round_tiles - first, kWarpSize));
+      }
+    }
+    if (round + kRoundTiles < num_tiles) __syncthreads();  // the next round overwrites the tiles
+  }
+
+  if (threadIdx.y != 0 || threadIdx.x != 0) return;
+  if (p.is_last) {
+    if (isnan(at_target)) state.sum = NAN;  // no block held the target: the gradient of the row shall tell as well
+    // Not as lse - x[target]: lse would be rounded at the size of the logits.
+    at_target = logf(state.sum) - (at_target - state.max);
+  }
+  p.row_max[row] = state.max;
+  p.row_sum[row] = state.sum;
+  p.loss[row] = at_target;
+}
+
+}  // namespace lumos
