@@ -86,7 +86,7 @@ def uses_cuda(kernel: str, tensor: Tensor) -> bool:
 def select_backend(op: str, tensor: Tensor, backend: str | None, kernel: str | None = None) -> str:
     """The backend that ``op`` shall use for ``tensor``: ``backend``, else that of ``use_backend``, else the tensor's device.
 
-    ``kernel``: the function of ``_C`` that it calls, where that has another name.
+    ``kernel``: the function of ``_C`` that does the work, if its name is not ``op``.
 
     Raises:
         ValueError: unknown backend, or one that cannot work on the tensor's device.
@@ -201,7 +201,7 @@ def rows_contiguous(op: str, name: str, tensor: Tensor) -> Tensor:
     """``tensor``, or a copy of it (counted in ``copies``) when the kernel of ``op`` cannot read it where it lies.
 
     Its last dimension must be contiguous; on CUDA its first element and all other strides must lie at multiples of 16
-    bytes too.
+    bytes too: then the rows of a copy are padded where they must be.
     """
     if tensor.numel() == 0:
         return tensor
@@ -213,7 +213,9 @@ def rows_contiguous(op: str, name: str, tensor: Tensor) -> Tensor:
     if good:
         return tensor
     copies[f"{op}.{name}"] += 1
-    return tensor.clone(memory_format=torch.contiguous_format)
+    access = _ACCESS_BYTES // tensor.element_size() if uses_cuda(op, tensor) else 1
+    *shape, size = tensor.shape
+    return tensor.new_empty((*shape, -(-size // access) * access))[..., :size].copy_(tensor)
 
 
 def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, ...]] | None:
