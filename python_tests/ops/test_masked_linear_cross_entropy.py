@@ -284,7 +284,7 @@ def kernel_results(
     logits: Tensor, targets: Tensor, block: int, backend: str, schedule: int | None = None, padding: int = 8
 ) -> list[Tensor]:
     """What the kernels make of [rows, columns] in blocks of columns, with guards: loss, row_max, row_sum, grad_logits."""
-    n, columns = logits.shape
+    n = len(logits)
     state = [poison.GuardedTensor(targets.shape, torch.float32) for _ in range(3)]
     memories: list[poison.GuardedTensor] = []
     with running(backend, schedule) as place:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lumos_engine._C as extension
-from lumos_engine import SequenceLayout, Text, ops
+from lumos_engine import SequenceLayout, ops
 from lumos_engine.ops import _registry
 from lumos_engine.testing import check_backend, eager, poison, strategies, tolerances
 from lumos_engine.testing.backends import COMPILED, DTYPES, running

@@ -16,27 +16,35 @@ struct ExpSum {
 // exp(from - to), and 1 where both are -inf.
 __device__ inline float rescale(float from, float to) { return from == to ? 1.0f : exp2_approx((from - to) * kLog2E); }
 
-// Of 256 columns, eight in a lane. Every warp that gets the same ones finds the same bits.
+// Of the tiles of a group; lane l gets that of tile l / 8.
 template <class T>
-__device__ inline ExpSum tile_sum(const uint4 (&bits)[LogitsGroup<T>::kTileVectors]) {
-  constexpr int kSize = kVectorSize<T>;
-  float x[LogitsGroup<T>::kTileVectors][kSize];
-  float top = -INFINITY;
+__device__ inline ExpSum group_sums(const LogitsGroup<T>& group) {
+  constexpr int kVectors = LogitsGroup<T>::kTileVectors, kSize = kVectorSize<T>;
+  static_assert(kGroupTiles == 4, "what warp_reduce_four takes");
+  float x[kGroupTiles][kVectors][kSize], tops[kGroupTiles], sums[kGroupTiles];
 #pragma unroll
-  for (int i = 0; i < LogitsGroup<T>::kTileVectors; ++i) {
-    to_floats<T>(bits[i], x[i]);
+  for (int tile = 0; tile < kGroupTiles; ++tile) {
+    tops[tile] = -INFINITY;
 #pragma unroll
-    for (int j = 0; j < kSize; ++j) top = fmaxf(top, x[i][j]);
+    for (int i = 0; i < kVectors; ++i) {
+      to_floats<T>(group.bits[tile][i], x[tile][i]);
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) tops[tile] = fmaxf(tops[tile], x[tile][i][j]);
+    }
   }
-  top = warp_max(top);
+  const float top = warp_reduce_four(tops, [](float a, float b) { return fmaxf(a, b); });
   const float shift = top == -INFINITY ? 0.0f : top;
-  float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < LogitsGroup<T>::kTileVectors; ++i) {
+  for (int tile = 0; tile < kGroupTiles; ++tile) {
+    const float tile_shift = __shfl_sync(kAllLanes, shift, 8 * tile);
+    sums[tile] = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kSize; ++j) sum += exp2_approx((x[i][j] - shift) * kLog2E);
+    for (int i = 0; i < kVectors; ++i) {
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) sums[tile] += exp2_approx((x[tile][i][j] - tile_shift) * kLog2E);
+    }
   }
-  return {top, warp_sum(sum)};
+  return {top, warp_reduce_four(sums, [](float a, float b) { return a + b; })};
 }
 
 // `state` with the tiles of lanes 0 to num_tiles - 1 added one after the other; the other lanes hold {-inf, 0}. The
@@ -62,7 +70,7 @@ __device__ inline ExpSum add_in_order(ExpSum state, ExpSum tile, int num_tiles) 
 template <class T>
 __global__ void __launch_bounds__(kMaxRowWarps* kWarpSize)
     linear_cross_entropy_kernel(const lumos_linear_cross_entropy_params p) {
-  __shared__ ExpSum tiles[kRoundTiles];
+  __shared__ float maxima[kRoundTiles], sums[kRoundTiles];
   const int64_t row = blockIdx.x, num_columns = p.logits.num_columns;
   const T* x = static_cast<const T*>(p.logits.data) + row * p.logits.row_stride;
   const int64_t num_tiles = (num_columns + kTileColumns - 1) / kTileColumns;
@@ -84,22 +92,22 @@ __global__ void __launch_bounds__(kMaxRowWarps* kWarpSize)
     for (int first = threadIdx.y * kGroupTiles; first < round_tiles; first += blockDim.y * kGroupTiles) {
       LogitsGroup<T> group;
       group.load(x, round + first, num_columns);
-#pragma unroll
-      for (int i = 0; i < kGroupTiles; ++i) {
-        if (first + i >= round_tiles) break;
-        const ExpSum sum = tile_sum<T>(group.bits[i]);
-        if (threadIdx.x == 0) tiles[first + i] = sum;
+      const ExpSum sum = group_sums(group);
+      const int tile = first + threadIdx.x / 8;
+      if (threadIdx.x % 8 == 0 && tile < round_tiles) {
+        maxima[tile] = sum.max;
+        sums[tile] = sum.sum;
       }
     }
     __syncthreads();
     if (threadIdx.y == 0) {
       for (int first = 0; first < round_tiles; first += kWarpSize) {
         const int i = first + threadIdx.x;
-        const ExpSum tile = i < round_tiles ? tiles[i] : ExpSum{-INFINITY, 0.0f};
+        const ExpSum tile = i < round_tiles ? ExpSum{maxima[i], sums[i]} : ExpSum{-INFINITY, 0.0f};
         state = add_in_order(state, tile, min(round_tiles - first, kWarpSize));
       }
     }
-    if (round + kRoundTiles < num_tiles) __syncthreads();  // the next round overwrites the tiles
+    if (round + kRoundTiles < num_tiles) __syncthreads();  // the next round overwrites them
   }
 
   if (threadIdx.y != 0 || threadIdx.x != 0) return;
