@@ -413,6 +413,23 @@ def test_logits_that_are_not_aligned_to_16_bytes_are_refused_on_cuda(columns: in
             _registry.call("linear_cross_entropy", logits, targets, 0, True, *state)
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_rows_of_logits_beyond_32_bits(backend: str) -> None:
+    """Of memory that no one touches between the two rows."""
+    stride, targets, grad = 2**31 + 64, torch.tensor([3, 300]), torch.ones(2)
+    with running(backend) as place:
+        near, targets, grad = place(strategies.randn((2, 304), torch.bfloat16, 0)), place(targets), place(grad)
+        far = torch.empty(stride + 304, dtype=near.dtype, device=near.device).as_strided((2, 304), (stride, 1))
+        found = []
+        for logits in (near, far.copy_(near)):
+            state = [torch.empty(2, device=near.device) for _ in range(3)]
+            _registry.call("linear_cross_entropy", logits, targets, 0, True, *state)
+            _registry.call("linear_cross_entropy_backward", grad, logits, targets, 0, *state[1:], logits)
+            found.append((*state, logits))
+    for a, b in zip(*found, strict=True):
+        tolerances.assert_bitwise_equal(a, b)
+
+
 @pytest.mark.parametrize("backend", ["cuda"])
 def test_properties_on_cuda(backend: str) -> None:
     with running(backend, 7) as place:
