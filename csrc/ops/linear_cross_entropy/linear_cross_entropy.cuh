@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kMaxRowWarps* kWarpSize)
       state = {p.row_max[row], p.row_sum[row]};
       at_target = p.loss[row];
     }
-    const int64_t target = p.logits.targets[row] - p.logits.column_begin;
-    if (target >= 0 && target < num_columns) at_target = static_cast<float>(x[target]);
+    const uint64_t target = uint64_t(p.logits.targets[row]) - p.logits.column_begin;
+    if (target < num_columns) at_target = static_cast<float>(x[target]);
   }
   state = {__shfl_sync(kAllLanes, state.max, 0), __shfl_sync(kAllLanes, state.sum, 0)};
 

@@ -20,12 +20,12 @@ __global__ void __launch_bounds__(kMaxRowWarps* kWarpSize)
 
   // Once for each warp, while the logits travel.
   float row_max = 0.0f, grad = 0.0f, factor = 0.0f;
-  int64_t target = 0;  // of the columns of this block
+  uint64_t target = 0;  // of the columns of this block, or any number that is none
   if (threadIdx.x == 0) {
     row_max = p.row_max[row];
     grad = p.grad[row];
     factor = grad / p.row_sum[row];
-    target = p.logits.targets[row] - p.logits.column_begin;
+    target = uint64_t(p.logits.targets[row]) - p.logits.column_begin;
   }
   row_max = __shfl_sync(kAllLanes, row_max, 0);
   grad = __shfl_sync(kAllLanes, grad, 0);
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kMaxRowWarps* kWarpSize)
       to_floats<T>(group.bits[tile][i], x);
 #pragma unroll
       for (int j = 0; j < kSize; ++j) x[j] = exp2_approx((x[j] - row_max) * kLog2E) * factor;
-      if (target >= column && target < column + kSize) {
+      if (target - column < kSize) {
 #pragma unroll
         for (int j = 0; j < kSize; ++j) x[j] -= column + j == target ? grad : 0.0f;
       }

@@ -34,7 +34,7 @@ struct RowState {
       sum *= exp_minus(max, tile_max);
       max = tile_max;
     }
-    const vec shift = broadcast(max);
+    const vec shift = broadcast(max == -INFINITY ? 0.0f : max);
     vec parts[2] = {vec{}, vec{}};
     for (int64_t c = 0; c < kTile; c += 2 * kLanes) {
       for (int i = 0; i < 2; ++i) parts[i] += exp_minus(load(x + c + i * kLanes), shift);
