@@ -1,4 +1,4 @@
-"""mm_rope and paged_write on a GPU, against eager torch and torch.compile of it.
+"""mm_rope, paged_write and merge_attention on a GPU, against eager torch and torch.compile of it.
 
     python bench/cuda_kernels.py --tokens 7232 --heads 16 --head-dim 128 --json out.json
 
@@ -51,6 +51,8 @@ def main() -> None:
     slots = (torch.randperm(num_pages)[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:tokens].to(device)
     pages = [torch.zeros(num_pages, PAGE_SIZE, *shape[1:], dtype=dtype, device=device) for _ in range(2)]
 
+    lse_k, lse_v = (torch.randn(shape[:2]).to(device) for _ in range(2))
+
     bytes_moved = 2 * k.numel() * k.element_size()  # each element read and written
     cases: dict[str, tuple[int, dict[str, Callable[[], object]]]] = {
         "mm_rope": (
@@ -67,6 +69,14 @@ def main() -> None:
                 "ours": partial(ops.paged_write, k, v, *pages, slots),
                 "eager": partial(write, k, v, *pages, slots),
                 "compiled": partial(torch.compile(write), k, v, *pages, slots),
+            },
+        ),
+        "merge_attention": (
+            bytes_moved + bytes_moved // 2,  # two sides read, one result written
+            {
+                "ours": partial(ops.merge_attention, k, lse_k, v, lse_v),
+                "eager": partial(eager.merge_attention, k, lse_k, v, lse_v),
+                "compiled": partial(torch.compile(eager.merge_attention), k, lse_k, v, lse_v),
             },
         ),
     }

@@ -19,7 +19,7 @@ def linear_cross_entropy(
     loss: Tensor,
     row_max: Tensor,
     row_sum: Tensor,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
 def linear_cross_entropy_backward(
     grad: Tensor,
@@ -29,10 +29,10 @@ def linear_cross_entropy_backward(
     row_max: Tensor,
     row_sum: Tensor,
     grad_logits: Tensor,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
 def merge_attention(
-    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor, num_threads: int
+    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor, device: Device
 ) -> None: ...
 def block_attention(
     q: Tensor,

@@ -6,7 +6,7 @@ namespace lumos {
 
 void register_merge_attention(pybind11::module_& module) {
   module.def("merge_attention", [](const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b, const Tensor& lse_b,
-                                   const Tensor& out, const Tensor& lse, int num_threads) {
+                                   const Tensor& out, const Tensor& lse, const Device& device) {
     expect(out_a, "out_a", out.dtype, {-1, -1, -1}, true);
     const auto& shape = out_a.shape;
     expect(out_b, "out_b", out.dtype, shape, true);
@@ -29,8 +29,7 @@ void register_merge_attention(pybind11::module_& module) {
     params.out_a_stride_head = out_a.strides[1];
     params.out_b_stride_token = out_b.strides[0];
     params.out_b_stride_head = out_b.strides[1];
-    params.num_threads = num_threads;
-    call(lumos_cpu_merge_attention, params);
+    call_on(device, params, LUMOS_LAUNCHERS(merge_attention));
   });
 }
 

@@ -260,22 +260,24 @@ def define(
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
     cuda: Callable[..., Any] | None = None,
+    kernel: str | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
     """Define ``lumos::<schema>`` with its CPU kernel, its fake (meta) kernel and, where given, CUDA kernel and autograd formula.
 
-    Within ``emulate`` the CUDA kernel takes tensors on the CPU too, if the function of ``_C`` that has the operation's name
-    without underscores around it is emulated.
+    Within ``emulate`` the CUDA kernel takes tensors on the CPU too, if the function ``kernel`` of ``_C`` is emulated; its name
+    is the operation's without underscores around it unless given.
     """
     library.define(schema)
     name = schema.split("(", 1)[0]
+    function = kernel or name.strip("_")
     if cuda is None:
         library.impl(name, cpu, "CPU")
     else:
 
         def cpu_or_emulated(*arguments: Any) -> Any:
-            return (cuda if name.strip("_") in _emulated else cpu)(*arguments)
+            return (cuda if function in _emulated else cpu)(*arguments)
 
         library.impl(name, cpu_or_emulated, "CPU")
         library.impl(name, cuda, "CUDA")

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _registry as registry
 
 _OP = "masked_linear_cross_entropy"
+_KERNEL = "linear_cross_entropy"
 _TILE_COLUMNS = 256  # LUMOS_LOSS_TILE_COLUMNS of csrc/include/lumos/linear_cross_entropy.h
 
 
@@ -24,20 +25,23 @@ def masked_linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of ``softmax(hidden[rows] @ weight.T)`` against ``targets``: the AR-DF loss on masked codes.
 
-    At most ``max_logits`` logits exist at a time: of a block of columns on the cpu backend, of a chunk of rows in the
+    At most ``max_logits`` logits exist at a time: of a block of columns on cpu and cuda, of a chunk of rows in the
     reference. The backward computes them again, unless they all fit: then they are kept. Matrix products are torch's,
     in the dtype of the inputs or that of autocast where it is on; softmax and loss are fp32 at least, and so are the
     sums of the gradients over blocks, chunks and rows that occur several times. No second copy of the gradient of
-    ``weight`` is made on the cpu backend; float64 goes to the reference.
+    ``weight`` is made on cpu and cuda; float64 goes to the reference.
+
+    On cuda nobody waits for the GPU to look at targets and rows. A target out of range makes the loss and the gradient of its
+    row NaN, and so the mean; a row out of range is torch's to find, as in ``hidden[rows]``: it stops the GPU's context.
 
     Args:
-        hidden: ``[tokens, width]``, float32 or bfloat16 or float64; only ``rows`` of it are read.
+        hidden: ``[tokens, width]``, float32, bfloat16 or float64 (cuda and the reference: float16 too); only ``rows`` of it are read.
         weight: ``[columns, width]``, the rows of the head that belong to the visual codes, any strides; of the dtype
             of ``hidden`` unless autocast is on.
         targets: int64 ``[n]`` in 0 .. columns - 1.
         rows: int64 ``[n]``, indices of tokens; one may occur several times.
         max_logits: at least 1; blocks have no less than 256 columns, chunks no less than one row.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         The mean over ``rows`` (0 for no rows) and the loss of each row, ``[n]``; fp32, or fp64 for fp64 inputs. Both
@@ -45,12 +49,12 @@ def masked_linear_cross_entropy(
         torch's matrix products have.
 
     Raises:
-        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, ``max_logits`` below 1, a target or
-        row out of range.
+        TypeError: wrong dtype. ValueError: shapes or devices that do not agree, ``max_logits`` below 1, or, not
+        on cuda, a target or row out of range.
     """
-    floats = (*registry.FLOATS, torch.float64)
+    chosen = registry.select_backend(_OP, hidden, backend, _KERNEL) if isinstance(hidden, Tensor) else "reference"
+    floats = tuple(dict.fromkeys((*registry.FLOATS_OF[chosen], torch.float64)))
     registry.check_tensor(_OP, "hidden", hidden, dtype=floats, shape=("tokens", "width"))
-    chosen = registry.select_backend(_OP, hidden, backend)
     autocast = torch.is_autocast_enabled(hidden.device.type)
     dtypes = floats if autocast else hidden.dtype
     registry.check_tensor(_OP, "weight", weight, dtype=dtypes, shape=("columns", hidden.shape[1]), device=hidden.device)
@@ -61,7 +65,7 @@ def masked_linear_cross_entropy(
     if autocast:
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    if chosen == "reference" or hidden.dtype not in registry.FLOATS:
+    if chosen == "reference" or hidden.dtype not in registry.FLOATS_OF[chosen]:
         if not torch.compiler.is_compiling():
             _check_indices(hidden, weight, targets, rows)
         return registry.reference("loss").masked_linear_cross_entropy(
@@ -91,30 +95,41 @@ def _block_columns(num_rows: int, num_columns: int, max_logits: int) -> int:
     return max(max_logits // num_rows // _TILE_COLUMNS, 1) * _TILE_COLUMNS
 
 
-def _forward_cpu(
+def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, max_logits: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_indices(hidden, weight, targets, rows)
+    if not registry.uses_cuda(_KERNEL, hidden):
+        _check_indices(hidden, weight, targets, rows)
+    elif len(rows) and not len(weight):
+        raise ValueError(f"{_OP}: weight has no rows; {len(rows)} targets need one at least")
     per_row, row_max, row_sum, kept = _forward_fake(hidden, weight, targets, rows, max_logits)
     n, columns = len(rows), len(weight)
     block = _block_columns(n, columns, max_logits)
     chosen, targets = hidden[rows], targets.contiguous()
-    memory = kept.view(-1) if kept.numel() else hidden.new_empty(n * block)
-    view, num_threads = registry.view, torch.get_num_threads()
-    with torch.autocast("cpu", enabled=False):
+    memory = _logits_memory(hidden, n, 0 if kept.numel() else block)
+    with torch.autocast(hidden.device.type, enabled=False):
         for begin in range(0, columns, block):
             part = weight[begin : begin + block]
-            logits = torch.mm(chosen, part.T, out=_matrix(memory, n, len(part)))
-            registry.extension().linear_cross_entropy(
-                view(logits), view(targets), begin, begin + len(part) == columns, view(per_row), view(row_max),
-                view(row_sum), num_threads,
-            )  # fmt: skip
+            logits = kept if kept.numel() else _logits(memory, n, len(part))
+            torch.mm(chosen, part.T, out=logits)
+            is_last = begin + len(part) == columns
+            registry.call(_KERNEL, logits, targets, begin, is_last, per_row, row_max, row_sum)
     return per_row, row_max, row_sum, kept
 
 
-def _matrix(memory: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """The beginning of ``memory`` as a contiguous matrix."""
-    return memory[: num_rows * num_columns].view(num_rows, num_columns)
+def _row_stride(like: Tensor, num_columns: int) -> int:
+    """Elements from one row of logits to the next; on cuda a multiple of 16 bytes."""
+    unit = 16 // like.element_size() if registry.uses_cuda(_KERNEL, like) else 1
+    return max(-(-num_columns // unit), 1) * unit
+
+
+def _logits_memory(like: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    return like.new_empty(num_rows * _row_stride(like, num_columns))
+
+
+def _logits(memory: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """The beginning of ``memory`` as a matrix."""
+    return memory.as_strided((num_rows, num_columns), (_row_stride(memory, num_columns), 1))
 
 
 def _forward_fake(
@@ -122,10 +137,12 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, columns = rows.shape[0], weight.shape[0]  # len() would make them constants of a compiled graph
     per_row, row_max, row_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
-    return per_row, row_max, row_sum, hidden.new_empty((n, columns) if _fits(n, columns, max_logits) else (0, 0))
+    if not _fits(n, columns, max_logits):
+        return per_row, row_max, row_sum, hidden.new_empty((0, 0))
+    return per_row, row_max, row_sum, hidden.new_empty_strided((n, columns), (_row_stride(hidden, columns), 1))
 
 
-def _backward_cpu(
+def _backward(
     grad: Tensor,
     hidden: Tensor,
     weight: Tensor,
@@ -141,20 +158,20 @@ def _backward_cpu(
     n, columns = len(rows), len(weight)
     block = max(1, min(_block_columns(n, columns, max_logits), columns))
     grad, targets, chosen = grad.contiguous(), targets.contiguous(), hidden[rows]
-    # torch's bf16 product is twice as slow when its first matrix is transposed: there grad_weight is made transposed.
-    chosen_t = chosen.T.contiguous() if need_weight and chosen.dtype == torch.bfloat16 else None
+    kept = registry.rows_contiguous(_KERNEL, "kept", kept)
+    # On CPUs torch's bf16 product is twice as slow when its first matrix is transposed: there grad_weight is made transposed.
+    transposed = need_weight and chosen.dtype == torch.bfloat16 and not registry.uses_cuda(_KERNEL, hidden)
+    chosen_t = chosen.T.contiguous() if transposed else None
     grad_weight = weight.new_empty(weight.shape if need_weight else 0)
     grad_chosen: Tensor | None = None
-    memory = hidden.new_empty(n * block)
-    view, num_threads = registry.view, torch.get_num_threads()
-    with torch.autocast("cpu", enabled=False):
+    memory = _logits_memory(hidden, n, block)
+    with torch.autocast(hidden.device.type, enabled=False):
         for begin in range(0, columns, block):
             part = weight[begin : begin + block]
-            grad_logits = _matrix(memory, n, len(part))
+            grad_logits = _logits(memory, n, len(part))
             logits = kept if kept.numel() else torch.mm(chosen, part.T, out=grad_logits)
-            registry.extension().linear_cross_entropy_backward(
-                view(grad), view(logits), view(targets), begin, view(row_max), view(row_sum), view(grad_logits),
-                num_threads,
+            registry.call(
+                "linear_cross_entropy_backward", grad, logits, targets, begin, row_max, row_sum, grad_logits
             )  # fmt: skip
             if need_hidden:
                 product = torch.mm(grad_logits, part)
@@ -169,7 +186,10 @@ def _backward_cpu(
         return hidden.new_empty(0), grad_weight
     grad_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32)
     if grad_chosen is not None:
-        grad_hidden.index_add_(0, rows, grad_chosen)
+        if grad_hidden.is_cuda:  # where index_add_ has atomics, and index_put_ sorts
+            grad_hidden.index_put_((rows,), grad_chosen, accumulate=True)
+        else:
+            grad_hidden.index_add_(0, rows, grad_chosen)
     return grad_hidden.to(hidden.dtype), grad_weight
 
 
@@ -184,7 +204,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:2]
     grads = torch.ops.lumos._masked_linear_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.max_logits, *needs)
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None, None
@@ -193,14 +213,18 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None,
 _INPUTS = "Tensor hidden, Tensor weight, Tensor targets, Tensor rows"
 registry.define(
     f"_masked_linear_cross_entropy({_INPUTS}, int max_logits) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=_forward_cpu,
+    cpu=_forward,
+    cuda=_forward,
+    kernel=_KERNEL,
     fake=_forward_fake,
     setup_context=_setup_context,
-    backward=_backward,
+    backward=_autograd,
 )
 registry.define(
     f"_masked_linear_cross_entropy_backward(Tensor grad, {_INPUTS}, Tensor row_max, Tensor row_sum, Tensor kept, "
     "int max_logits, bool need_hidden, bool need_weight) -> (Tensor, Tensor)",
-    cpu=_backward_cpu,
+    cpu=_backward,
+    cuda=_backward,
+    kernel=_KERNEL,
     fake=_backward_fake,
 )

@@ -17,23 +17,20 @@ def merge_attention(
     nothing (``lse = -inf``) contributes exactly nothing; if neither saw anything, ``out = 0`` and ``lse = -inf``.
 
     Args:
-        out_a, out_b: ``[tokens, heads, head_dim]``, float32 or bfloat16; head_dim a multiple of 32. Any token and head strides.
+        out_a, out_b: ``[tokens, heads, head_dim]``, float32 or bfloat16 (cuda: float16 too; the reference: that and float64);
+            head_dim a multiple of 32. Strides as ``x`` of ``mm_rope``.
         lse_a, lse_b: ``[tokens, heads]`` float32, natural logarithms as ``block_attention`` returns them.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
-        ``out`` like ``out_a`` and ``lse`` float32 ``[tokens, heads]``. Not differentiable on the cpu backend.
+        ``out`` like ``out_a`` and ``lse`` float32 ``[tokens, heads]``. Differentiable in the reference alone.
 
     Raises:
         TypeError: wrong dtype. ValueError: shapes or devices that do not agree.
     """
     op = "merge_attention"
-    registry.check_tensor(
-        op, "out_a", out_a, dtype=(*registry.FLOATS, torch.float64), shape=("tokens", "heads", "head_dim")
-    )
-    chosen = registry.select_backend(op, out_a, backend)
-    if chosen == "cpu":
-        registry.check_tensor(op, "out_a", out_a, dtype=registry.FLOATS, shape=("tokens", "heads", "head_dim"))
+    chosen = registry.select_backend(op, out_a, backend) if isinstance(out_a, Tensor) else "reference"
+    registry.check_tensor(op, "out_a", out_a, dtype=registry.FLOATS_OF[chosen], shape=("tokens", "heads", "head_dim"))
     registry.check_head_dim(op, out_a.shape[2])
     rows = tuple(out_a.shape[:2])
     registry.check_tensor(op, "out_b", out_b, dtype=out_a.dtype, shape=tuple(out_a.shape), device=out_a.device)
@@ -44,15 +41,12 @@ def merge_attention(
     return torch.ops.lumos._merge_attention(out_a, lse_a, out_b, lse_b)
 
 
-def _merge_attention_cpu(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+def _merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     out_a = registry.rows_contiguous("merge_attention", "out_a", out_a)
     out_b = registry.rows_contiguous("merge_attention", "out_b", out_b)
     lse_a, lse_b = lse_a.float().contiguous(), lse_b.float().contiguous()
     out, lse = _merge_attention_fake(out_a, lse_a, out_b, lse_b)
-    view = registry.view
-    registry.extension().merge_attention(
-        view(out_a), view(lse_a), view(out_b), view(lse_b), view(out), view(lse), torch.get_num_threads()
-    )
+    registry.call("merge_attention", out_a, lse_a, out_b, lse_b, out, lse)
     return out, lse
 
 
@@ -62,6 +56,7 @@ def _merge_attention_fake(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Te
 
 registry.define(
     "_merge_attention(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b) -> (Tensor, Tensor)",
-    cpu=_merge_attention_cpu,
+    cpu=_merge_attention,
+    cuda=_merge_attention,
     fake=_merge_attention_fake,
 )

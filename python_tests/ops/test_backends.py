@@ -43,7 +43,8 @@ def test_within_an_emulation_tensors_on_the_cpu_go_to_the_cuda_kernel(options: d
         assert call == (*map(registry.view, (X, POSITIONS)), call[2], registry.view(written), False, False, (0, 0, 0))
 
 
-def test_within_an_emulation_operations_without_a_cuda_kernel_stay_on_the_cpu() -> None:
+def test_within_an_emulation_operations_without_a_cuda_kernel_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_cuda_kernels", ())
     expected = ops.merge_attention(X, ONE, X * 2, ONE)
     with registry.emulate(Emulator()):
         for options in ({}, {"backend": "cpu"}):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lumos_engine import ops
+from lumos_engine.ops import _registry
 from lumos_engine.testing import emulation, strategies
 
 pytest.importorskip("lumos_engine._C_ptxvm", reason="the machine is missing")
@@ -34,6 +35,7 @@ def paged_write(shape: Shape, dtype: torch.dtype) -> int:
     return 4 * k.nbytes + slots.nbytes
 
 
+<<<<<<< HEAD
 def norm_inputs(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """q (k too), [weight, bias] in two rows if they divide the heads, [positions, inv_freq]."""
     tokens, heads, head_dim = shape
@@ -65,6 +67,15 @@ def qk_norm_mm_rope_backward(shape: Shape, dtype: torch.dtype) -> int:
 
 CALLS = [mm_rope, paged_write, qk_norm_mm_rope, qk_norm_mm_rope_paged_write, qk_norm_mm_rope_backward]
 every_call = pytest.mark.parametrize("call", CALLS, ids=lambda f: f.__name__)
+=======
+def merge_attention(shape: Shape, dtype: torch.dtype) -> int:
+    out, lse = strategies.randn(shape, dtype, 0), strategies.randn(shape[:2], torch.float32, 1)
+    ops.merge_attention(out, lse, out.clone(), lse + 1)
+    return 3 * (out.nbytes + lse.nbytes)
+
+
+every_call = pytest.mark.parametrize("call", [mm_rope, paged_write, merge_attention], ids=lambda f: f.__name__)
+>>>>>>> wip/loss
 on_cuda = pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels
 Call = Callable[[Shape, torch.dtype], int]
 
@@ -113,6 +124,60 @@ def test_nothing_is_launched_for_nothing(backend: str) -> None:
         for shape in (0, 2, 32), (2, 0, 32):
             mm_rope(shape, torch.float32)
             paged_write(shape, torch.float32)
+<<<<<<< HEAD
             qk_norm_mm_rope(shape, torch.float32)
             qk_norm_mm_rope_paged_write(shape, torch.float32)
+=======
+            merge_attention(shape, torch.float32)
+        linear_cross_entropy(0, 300, torch.float32)
+        linear_cross_entropy_backward(0, 300, torch.float32)
+>>>>>>> wip/loss
         assert machine.launches == []
+
+
+# ---- the kernels between the matrix products of the loss
+
+
+def linear_cross_entropy(rows: int, columns: int, dtype: torch.dtype) -> int:
+    logits, targets = strategies.randn((rows, columns), dtype, 0), torch.arange(rows)
+    state = [torch.zeros(rows) for _ in range(3)]
+    _registry.call("linear_cross_entropy", logits, targets, 0, True, *state)
+    return logits.nbytes + targets.nbytes + 3 * state[0].nbytes
+
+
+def linear_cross_entropy_backward(rows: int, columns: int, dtype: torch.dtype) -> int:
+    logits, targets = strategies.randn((rows, columns), dtype, 0), torch.arange(rows)
+    grad, row_max, row_sum = (torch.ones(rows) for _ in range(3))
+    _registry.call("linear_cross_entropy_backward", grad, logits, targets, 0, row_max, row_sum, logits)
+    return 2 * logits.nbytes + targets.nbytes + 3 * grad.nbytes
+
+
+@on_cuda
+@pytest.mark.parametrize("call", [linear_cross_entropy, linear_cross_entropy_backward], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (3, 64000), (20, 8208)])
+def test_the_loss_moves_its_logits_once(
+    rows: int, columns: int, dtype: torch.dtype, call: Callable[[int, int, torch.dtype], int], backend: str
+) -> None:
+    with emulation.ptxvm() as machine:
+        needed_bytes = call(rows, columns, dtype)
+        (launch,) = machine.launches
+    asked_bytes = total(launch, "bytes", "global")
+    assert needed_bytes <= asked_bytes <= ASKED * needed_bytes
+    assert 32 * total(launch, "sectors", "global") <= SECTORS * asked_bytes
+    assert total(launch, "instructions", "local") == 0
+    assert total(launch, "wavefronts", "shared") == total(launch, "ideal_wavefronts", "shared")
+
+
+@on_cuda
+@pytest.mark.parametrize("schedule", [None, 1])
+def test_no_barrier_of_the_loss_can_be_left_out(schedule: int | None, backend: str) -> None:
+    arguments = 2, 70000, torch.bfloat16  # more than a block holds at a time
+    with emulation.ptxvm(schedule) as machine:
+        linear_cross_entropy(*arguments)
+        (launch,) = machine.launches
+    assert len(launch["synchronisations"]) == 2
+    for index, _ in launch["synchronisations"]:
+        left_out = {"skip_instruction": index, "skip_kernel": launch["kernel"]}
+        with pytest.raises(emulation.KernelFault, match=r"race|uninitialised"), emulation.ptxvm(schedule, **left_out):
+            linear_cross_entropy(*arguments)

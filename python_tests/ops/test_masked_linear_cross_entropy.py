@@ -1,4 +1,4 @@
-"""The AR-DF loss in blocks of columns (cpu) and chunks of rows (reference), against all logits at once."""
+"""The AR-DF loss in blocks of columns (cpu, cuda) and chunks of rows (reference), against all logits at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example as hypothesis_example
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,22 +15,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lumos_engine._C as extension
 from lumos_engine import ops
-from lumos_engine.ops import loss
-from lumos_engine.ops._registry import view
-from lumos_engine.testing import eager, poison, strategies, tolerances
+from lumos_engine.ops import _registry, loss
+from lumos_engine.testing import check_backend, eager, poison, strategies, tolerances
+from lumos_engine.testing.backends import BACKENDS, COMPILED, DTYPES, running
 
 Plain = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 ISAS = extension.available_isas()
-BACKENDS = ("cpu", "reference")
+COMPILED_DTYPES = [(backend, dtype) for backend in COMPILED for dtype in DTYPES[backend]]
+every_compiled = pytest.mark.parametrize(("backend", "dtype"), COMPILED_DTYPES)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, backend: str) -> Case:
     """(hidden, weight, targets, rows): rows in any order, some twice, some never; the weight a slice of a larger head."""
     tokens, width = draw(st.integers(1, 12)), draw(st.sampled_from([1, 8, 33]))
     columns = draw(st.sampled_from([1, 5, 70, 256, 600, 1030]))
-    n, seed, dtype = draw(st.integers(1, 20)), draw(st.integers(0, 2**30)), draw(st.sampled_from(strategies.DTYPES))
+    n, seed, dtype = draw(st.integers(1, 20)), draw(st.integers(0, 2**30)), draw(st.sampled_from(DTYPES[backend]))
     scale = draw(st.sampled_from([1.0, 30.0]))  # of the logits: even, or peaked
     generator = torch.Generator().manual_seed(seed)
     hidden = strategies.randn((tokens, width), dtype, seed) * scale
@@ -58,16 +58,22 @@ def by_rows(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Te
 
 
 def with_gradients(case: Case, dtype: torch.dtype, plain: Plain | None = None, **options: Any) -> dict[str, Tensor]:
-    """Results and gradients of mean + sum of weighted rows."""
+    """Results and gradients of mean + sum of weighted rows, on the CPU."""
     hidden, weight = (t.detach().to(dtype).requires_grad_() for t in case[:2])
     if plain:
         per_row = plain(hidden, weight, *case[2:])
         mean = per_row.mean()
     else:
         mean, per_row = ops.masked_linear_cross_entropy(hidden, weight, *case[2:], **options)
-    factors = torch.linspace(-1, 2, len(per_row), dtype=per_row.dtype)
+    factors = torch.linspace(-1, 2, len(per_row), dtype=per_row.dtype, device=per_row.device)
     grads = torch.autograd.grad(mean + (per_row * factors).sum(), (hidden, weight))
-    return {"mean": mean.detach(), "per_row": per_row.detach(), "dhidden": grads[0], "dweight": grads[1]}
+    results = {"mean": mean.detach(), "per_row": per_row.detach(), "dhidden": grads[0], "dweight": grads[1]}
+    return {name: result.cpu() for name, result in results.items()}
+
+
+def placed(case: Case, place: Callable[[Tensor], Tensor]) -> Case:
+    hidden, weight, targets, rows = map(place, case)
+    return hidden, weight, targets, rows
 
 
 def assert_exact_as_promised(case: Case, actual: dict[str, Tensor], blocks: int, note: str = "") -> None:
@@ -87,27 +93,50 @@ def assert_exact_as_promised(case: Case, actual: dict[str, Tensor], blocks: int,
 SHARP = torch.tensor([[46.2299]]), torch.tensor([[0.6614], [0.2669], [0.0617], [0.6213], [-0.4519]])
 
 
-@given(cases(), st.sampled_from([2**24, 1, 20 * 512, 100]), st.sampled_from(BACKENDS))
-@hypothesis_example((*SHARP, torch.tensor([4, 4]), torch.tensor([0, 0])), 2**24, "reference")
-def test_loss_and_gradients_are_as_exact_as_promised(case: Case, max_logits: int, backend: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(data=st.data(), max_logits=st.sampled_from([2**24, 1, 20 * 512, 100]), schedule=strategies.seeds())
+def test_loss_and_gradients_are_as_exact_as_promised(
+    data: st.DataObject, max_logits: int, schedule: int, backend: str
+) -> None:
+    case = data.draw(cases(backend))
     for level in ISAS if backend == "cpu" else ISAS[-1:]:
         extension.set_cpu_isa(level)
-        with poison.poisoned_outputs():
-            actual = with_gradients(case, case[0].dtype, max_logits=max_logits, backend=backend)
+        with running(backend, schedule) as place, poison.poisoned_outputs():
+            actual = with_gradients(placed(case, place), case[0].dtype, max_logits=max_logits)
         assert_exact_as_promised(case, actual, -(-len(case[1]) // 256), f" ({backend}, {level})")
 
 
-@pytest.mark.parametrize("dtype", strategies.DTYPES)
-def test_a_target_in_every_block(dtype: torch.dtype, isa: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_gradient_of_a_sharp_softmax(backend: str) -> None:
+    case = *SHARP, torch.tensor([4, 4]), torch.tensor([0, 0])
+    with running(backend) as place:
+        actual = with_gradients(placed(case, place), torch.float32)
+    assert_exact_as_promised(case, actual, 1)
+
+
+def assert_exact_with_a_target_in_every_block(dtype: torch.dtype, backend: str) -> None:
     columns = 4 * 256 + 77
     hidden, weight, _, _ = example(dtype, columns)
     targets = torch.tensor([0, 255, 256, 511, 512, 700, 767, 768, 1023, 1024, columns - 1])
     case = hidden, weight, targets, torch.arange(len(targets)) % len(hidden)
-    assert_exact_as_promised(case, with_gradients(case, dtype, max_logits=1), 5)
+    for max_logits in (1, 2**24):
+        with running(backend) as place:
+            actual = with_gradients(placed(case, place), dtype, max_logits=max_logits)
+        assert_exact_as_promised(case, actual, 5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", strategies.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES["cpu"])
+def test_a_target_in_every_block(dtype: torch.dtype, isa: str) -> None:
+    assert_exact_with_a_target_in_every_block(dtype, "cpu")
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize("dtype", DTYPES["cuda"])
+def test_a_target_in_every_block_on_cuda(dtype: torch.dtype, backend: str) -> None:
+    assert_exact_with_a_target_in_every_block(dtype, backend)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [*COMPILED_DTYPES, *(("reference", d) for d in strategies.DTYPES)])
 def test_extreme_logits(dtype: torch.dtype, backend: str) -> None:
     weight = torch.zeros(600, 2, dtype=dtype)
     weight[::2, 0], weight[1::2, 0] = 1.0, -1.0
@@ -116,20 +145,25 @@ def test_extreme_logits(dtype: torch.dtype, backend: str) -> None:
     top = float(hidden[0, 0])
     half, all_equal = torch.tensor(300.0).log(), torch.tensor(600.0).log()
     expected = torch.stack((half, half, 2 * top + half, 2 * top + half, all_equal))
-    leaf = hidden.requires_grad_()
-    _, per_row = ops.masked_linear_cross_entropy(leaf, weight, targets, rows, max_logits=1, backend=backend)
-    torch.testing.assert_close(per_row, expected, **tolerances.CLOSED_FORM)
-    grad = torch.autograd.grad(per_row[:2].sum(), leaf)[0]
+    with running(backend) as place:
+        leaf = place(hidden).requires_grad_()
+        _, per_row = ops.masked_linear_cross_entropy(leaf, *map(place, (weight, targets, rows)), max_logits=1)
+        grad = torch.autograd.grad(per_row[:2].sum(), leaf)[0].cpu()
+    torch.testing.assert_close(per_row.cpu(), expected, **tolerances.CLOSED_FORM)
     torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=10 * tolerances.ulp(torch.float32, 1e4))
 
 
-def test_a_loss_near_zero_keeps_its_digits() -> None:
+@pytest.mark.parametrize("backend", COMPILED)
+def test_a_loss_near_zero_keeps_its_digits(backend: str) -> None:
     """lse - logit of the target would round at the size of the logits."""
     weight = torch.tensor([[1.0], [1.0 - 2**-13]]).repeat(1, 1)
     hidden = torch.full((1, 1), 8192.0)  # logits 8192 and 8191
     zero = torch.zeros(1, dtype=torch.int64)
-    loss = ops.masked_linear_cross_entropy(hidden, weight, zero, zero)[0]
-    torch.testing.assert_close(loss, torch.tensor(1.0).neg().exp().log1p(), rtol=tolerances.CLOSED_FORM["rtol"], atol=0)
+    with running(backend) as place:
+        loss = ops.masked_linear_cross_entropy(*map(place, (hidden, weight, zero, zero)))[0]
+    torch.testing.assert_close(
+        loss.cpu(), torch.tensor(1.0).neg().exp().log1p(), rtol=tolerances.CLOSED_FORM["rtol"], atol=0
+    )
 
 
 @pytest.mark.parametrize("max_logits", [30, 4 * 30, 2**24])
@@ -142,34 +176,40 @@ def test_gradient_check_of_the_reference(max_logits: int) -> None:
 
 
 @pytest.mark.parametrize("max_logits", [1, 2**24])
-@pytest.mark.parametrize("dtype", strategies.DTYPES)
+@every_compiled
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])
-def test_only_what_is_needed_gets_a_gradient(needs: tuple[bool, bool], dtype: torch.dtype, max_logits: int) -> None:
-    case = example(dtype, 600)
-    both = dict(zip(("hidden", "weight"), case[:2], strict=True))
-    for leaf in both.values():
-        leaf.requires_grad_()
-    expected = torch.autograd.grad(
-        ops.masked_linear_cross_entropy(*case, max_logits=max_logits)[0], tuple(both.values())
-    )
-    for leaf, need in zip(both.values(), needs, strict=True):
-        leaf.requires_grad_(need)
-    ops.masked_linear_cross_entropy(*case, max_logits=max_logits)[0].backward()
+def test_only_what_is_needed_gets_a_gradient(
+    needs: tuple[bool, bool], dtype: torch.dtype, max_logits: int, backend: str
+) -> None:
+    with running(backend) as place:
+        case = placed(example(dtype, 600), place)
+        both = dict(zip(("hidden", "weight"), case[:2], strict=True))
+        for leaf in both.values():
+            leaf.requires_grad_()
+        expected = torch.autograd.grad(
+            ops.masked_linear_cross_entropy(*case, max_logits=max_logits)[0], tuple(both.values())
+        )
+        for leaf, need in zip(both.values(), needs, strict=True):
+            leaf.requires_grad_(need)
+        ops.masked_linear_cross_entropy(*case, max_logits=max_logits)[0].backward()
     for leaf, need, gradient in zip(both.values(), needs, expected, strict=True):
         assert (leaf.grad is not None) == need
         if leaf.grad is not None:
             tolerances.assert_bitwise_equal(leaf.grad, gradient)
 
 
-def test_tokens_outside_rows_have_no_influence() -> None:
+@pytest.mark.parametrize("backend", COMPILED)
+def test_tokens_outside_rows_have_no_influence(backend: str) -> None:
     hidden, weight, targets, rows = example()
     outside = torch.ones(len(hidden), dtype=torch.bool)
     outside[rows] = False
     assert outside.any()
-    poisoned = hidden.masked_fill(outside[:, None], float("nan")).requires_grad_()
-    loss, _ = ops.masked_linear_cross_entropy(poisoned, weight, targets, rows)
-    loss.backward()
-    assert torch.equal(loss.detach(), ops.masked_linear_cross_entropy(hidden, weight, targets, rows)[0])
+    with running(backend) as place:
+        arguments = tuple(map(place, (weight, targets, rows)))
+        poisoned = place(hidden.masked_fill(outside[:, None], float("nan"))).requires_grad_()
+        loss, _ = ops.masked_linear_cross_entropy(poisoned, *arguments)
+        loss.backward()
+        assert torch.equal(loss.detach(), ops.masked_linear_cross_entropy(place(hidden), *arguments)[0])
     assert poisoned.grad is not None
     assert not poisoned.grad[outside].any()
     assert poisoned.grad.isfinite().all()
@@ -194,16 +234,16 @@ class Allocations(TorchDispatchMode):
         return sorted(storages.values(), reverse=True)
 
 
-@pytest.mark.parametrize("dtype", strategies.DTYPES)
-def test_neither_all_logits_nor_a_second_gradient_of_the_weight_exist(dtype: torch.dtype) -> None:
+@every_compiled
+def test_neither_all_logits_nor_a_second_gradient_of_the_weight_exist(dtype: torch.dtype, backend: str) -> None:
     def allocations(n: int, width: int, max_logits: int) -> tuple[list[int], list[int]]:
-        hidden, weight = strategies.randn((n, width), dtype, 0), strategies.randn((2560, width), dtype, 1)
-        rows = torch.arange(n)
-        with Allocations(hidden, weight, rows) as forward:
-            _, *state = loss._forward_cpu(hidden, weight, rows, rows, max_logits)
-        grad = torch.ones(n)
-        with Allocations(hidden, weight, rows, grad, *state) as backward:
-            loss._backward_cpu(grad, hidden, weight, rows, rows, *state, max_logits, True, True)
+        with running(backend) as place:
+            hidden, weight = (place(strategies.randn((length, width), dtype, length)) for length in (n, 2560))
+            rows, grad = place(torch.arange(n)), place(torch.ones(n))
+            with Allocations(hidden, weight, rows) as forward:
+                _, *state = loss._forward(hidden, weight, rows, rows, max_logits)
+            with Allocations(hidden, weight, rows, grad, *state) as backward:
+                loss._backward(grad, hidden, weight, rows, rows, *state, max_logits, True, True)
         return forward.elements(), backward.elements()
 
     for elements in allocations(n=700, width=4, max_logits=700 * 300):
@@ -240,58 +280,175 @@ def test_logits_that_fit_are_kept() -> None:
     assert torch.ops.lumos._masked_linear_cross_entropy(*case, 9 * 30 - 1)[3].numel() == 0
 
 
-@pytest.mark.parametrize("dtype", strategies.DTYPES)
-def test_a_row_depends_on_its_own_logits_alone(dtype: torch.dtype, isa: str) -> None:
+def kernel_results(
+    logits: Tensor, targets: Tensor, block: int, backend: str, schedule: int | None = None, padding: int = 8
+) -> list[Tensor]:
+    """What the kernels make of [rows, columns] in blocks of columns, with guards: loss, row_max, row_sum, grad_logits."""
+    n = len(logits)
+    state = [poison.GuardedTensor(targets.shape, torch.float32) for _ in range(3)]
+    memories: list[poison.GuardedTensor] = []
+    with running(backend, schedule) as place:
+        targets, grad = place(targets), place(torch.full(targets.shape, 0.3))
+        loss, row_max, row_sum = (place(guarded.tensor) for guarded in state)
+
+        def rows_apart(num_columns: int) -> Tensor:
+            memories.append(poison.GuardedTensor((n, -(-num_columns // 8) * 8 + padding), logits.dtype))
+            return memories[-1].tensor[:, :num_columns]
+
+        pieces = [rows_apart(part.shape[1]).copy_(part) for part in logits.split(block, 1)]
+        for i, piece in enumerate(map(place, pieces)):
+            last = i + 1 == len(pieces)
+            _registry.call("linear_cross_entropy", piece, targets, i * block, last, loss, row_max, row_sum)
+        outs = []
+        for i, piece in enumerate(map(place, pieces)):
+            out = place(rows_apart(piece.shape[1]))
+            for into in (out, piece):
+                _registry.call("linear_cross_entropy_backward", grad, piece, targets, i * block, row_max, row_sum, into)
+            tolerances.assert_bitwise_equal(piece, out, "in place")
+            outs.append(out.cpu())
+        results = [x.cpu() for x in (loss, row_max, row_sum)]
+    for guarded in (*state, *memories):
+        guarded.assert_untouched()
+    for memory, out in zip(memories, (*pieces, *outs), strict=True):
+        assert bool(memory.tensor[:, out.shape[1] :].isnan().all()), "written between the rows"
+    return [*results, torch.cat(outs, 1)]
+
+
+def assert_rows_depend_on_their_own_logits_alone(dtype: torch.dtype, backend: str) -> None:
     """Not on other rows, and not on how the columns are cut into blocks."""
     n, columns = 40, 256 * 5 + 33
     logits, targets = strategies.randn((n, columns), dtype, 3) * 4, torch.arange(n) * 33
-
-    def results(rows: slice, block: int, threads: int = 1) -> list[Tensor]:
-        x, t = logits[rows], targets[rows].contiguous()
-        state, grad = [poison.GuardedTensor(t.shape, torch.float32) for _ in range(3)], torch.full(t.shape, 0.3)
-        pieces = [
-            x[:, begin : begin + block].clone(memory_format=torch.contiguous_format)
-            for begin in range(0, columns, block)
-        ]
-        for i, piece in enumerate(pieces):
-            last = i + 1 == len(pieces)
-            extension.linear_cross_entropy(
-                view(piece), view(t), i * block, last, *(view(s.tensor) for s in state), threads
-            )
-        outs = [poison.GuardedTensor(piece.shape, dtype) for piece in pieces]
-        for i, (piece, out) in enumerate(zip(pieces, outs, strict=True)):
-            row_state = (view(s.tensor) for s in state[1:])
-            extension.linear_cross_entropy_backward(
-                view(grad), view(piece), view(t), i * block, *row_state, view(out.tensor), threads
-            )
-            kept = out.tensor.clone()
-            extension.linear_cross_entropy_backward(
-                view(grad), view(piece), view(t), i * block, *(view(s.tensor) for s in state[1:]), view(piece), threads
-            )
-            tolerances.assert_bitwise_equal(piece, kept, "in place")
-        for guarded in (*state, *outs):
-            guarded.assert_untouched()
-        return [*(s.tensor for s in state), torch.cat([out.tensor for out in outs], 1)]
-
-    whole = results(slice(None), columns)
+    whole = kernel_results(logits, targets, columns, backend)
     torch.testing.assert_close(
         whole[0], torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"), **tolerances.REORDERED
     )
     for block in (256, 512, 1024):
-        for a, b in zip(results(slice(None), block, 3), whole, strict=True):
+        for a, b in zip(kernel_results(logits, targets, block, backend, schedule=block), whole, strict=True):
             tolerances.assert_bitwise_equal(a, b)
     for row in (0, 17, n - 1):
-        for a, b in zip(results(slice(row, row + 1), 512), whole, strict=True):
+        alone = kernel_results(logits[row : row + 1], targets[row : row + 1], 512, backend)
+        for a, b in zip(alone, whole, strict=True):
             tolerances.assert_bitwise_equal(a, b[row : row + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES["cpu"])
+def test_a_row_depends_on_its_own_logits_alone(dtype: torch.dtype, isa: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert_rows_depend_on_their_own_logits_alone(dtype, "cpu")
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize("dtype", DTYPES["cuda"])
+def test_a_row_depends_on_its_own_logits_alone_on_cuda(dtype: torch.dtype, backend: str) -> None:
+    assert_rows_depend_on_their_own_logits_alone(dtype, backend)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize("falling", [False, True])
+def test_more_tiles_than_a_block_holds_on_cuda(falling: bool, backend: str) -> None:
+    """Rows of several rounds, with maxima that rise or fall from tile to tile: every sum is scaled again, or every tile."""
+    columns = 256 * 600 + 5
+    slope = torch.linspace(0, 60, columns)
+    logits = strategies.randn((2, columns), torch.bfloat16, 0) + (slope.flip(0) if falling else slope).bfloat16()
+    targets = torch.tensor([columns - 1, 0])
+    whole = kernel_results(logits, targets, columns, backend, schedule=1)
+    exact = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    torch.testing.assert_close(whole[0].double(), exact, **tolerances.REORDERED)
+    for a, b in zip(kernel_results(logits, targets, 256 * 77, backend), whole, strict=True):
+        tolerances.assert_bitwise_equal(a, b)
+
+
+@every_compiled
+def test_logits_that_are_infinite_or_nan(dtype: torch.dtype, backend: str) -> None:
+    """A tile of -inf has no influence; what is infinite or NaN shows in its row, and in no other."""
+    logits = strategies.randn((4, 600), dtype, 0)
+    logits[0, :256] = logits[1, 256:512] = -torch.inf
+    logits[2, 300], logits[3] = float("nan"), -torch.inf
+    loss, _, _, grad = kernel_results(logits, torch.tensor([400, 3, 3, 3]), 256, backend)
+    kept = torch.stack((logits[0, 256:], torch.cat((logits[1, :256], logits[1, 512:]))[:344]))
+    expected = kept.double().logsumexp(1) - torch.stack((logits[0, 400], logits[1, 3])).double()
+    torch.testing.assert_close(loss[:1].double(), expected[:1], **tolerances.REORDERED)
+    assert bool(loss[:2].isfinite().all() and grad[:2].isfinite().all())
+    assert not grad[0, :256].any()
+    assert bool(loss[2:].isnan().all() and grad[2:].isnan().all())
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize("max_logits", [1, 2**24])
+@pytest.mark.parametrize("target", [-1, 600, -100, 2**31, -(2**63), 2**63 - 1])
+def test_a_target_out_of_range_makes_its_row_nan_on_cuda(target: int, max_logits: int, backend: str) -> None:
+    with running(backend) as place:
+        hidden, weight, targets, _ = placed(example(columns=600), place)
+        rows = place(torch.arange(9))
+        targets[4] = target
+        leaf = hidden.requires_grad_()
+        mean, per_row = ops.masked_linear_cross_entropy(leaf, weight, targets, rows, max_logits=max_logits)
+        grad = torch.autograd.grad(per_row.sum(), leaf)[0]
+    assert mean.isnan()
+    assert per_row.isnan().tolist() == [row == 4 for row in range(9)]
+    assert grad.isnan().any(1).tolist() == [row == 4 for row in range(10)]
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_a_head_without_columns_is_refused_on_cuda(backend: str) -> None:
+    with running(backend) as place, pytest.raises(ValueError, match="weight has no rows; 9 targets need one"):
+        hidden, _, targets, rows = placed(example(), place)
+        ops.masked_linear_cross_entropy(hidden, hidden[:0], targets, rows)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize(("columns", "offset"), [(33, 0), (40, 1)])
+def test_logits_that_are_not_aligned_to_16_bytes_are_refused_on_cuda(columns: int, offset: int, backend: str) -> None:
+    with running(backend) as place:
+        logits = place(torch.zeros(2 * columns + offset))[offset:].view(2, columns)
+        targets, state = place(torch.zeros(2, dtype=torch.int64)), [place(torch.zeros(2)) for _ in range(3)]
+        with pytest.raises(
+            ValueError, match=r"logits begins at \d+ and has a stride of \d+ bytes; both must be multiples"
+        ):
+            _registry.call("linear_cross_entropy", logits, targets, 0, True, *state)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_rows_of_logits_beyond_32_bits(backend: str) -> None:
+    """Of memory that no one touches between the two rows."""
+    stride, targets, grad = 2**31 + 64, torch.tensor([3, 300]), torch.ones(2)
+    with running(backend) as place:
+        near, targets, grad = place(strategies.randn((2, 304), torch.bfloat16, 0)), place(targets), place(grad)
+        far = torch.empty(stride + 304, dtype=near.dtype, device=near.device).as_strided((2, 304), (stride, 1))
+        found = []
+        for logits in (near, far.copy_(near)):
+            state = [torch.empty(2, device=near.device) for _ in range(3)]
+            _registry.call("linear_cross_entropy", logits, targets, 0, True, *state)
+            _registry.call("linear_cross_entropy_backward", grad, logits, targets, 0, *state[1:], logits)
+            found.append((*state, logits))
+    for a, b in zip(*found, strict=True):
+        tolerances.assert_bitwise_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_properties_on_cuda(backend: str) -> None:
+    with running(backend, 7) as place:
+
+        def kernel(*arguments: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+            return ops.masked_linear_cross_entropy(*map(place, arguments), **options)
+
+        check_backend(
+            "masked_linear_cross_entropy", kernel, backward=True, promises=("run_to_run",), dtypes=DTYPES["cuda"],
+            max_examples=5,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_rows_give_a_loss_of_zero_and_gradients_of_zero(backend: str) -> None:
     hidden, weight, _, _ = example()
-    none = torch.zeros(0, dtype=torch.int64)
-    leaves = hidden.requires_grad_(), weight.requires_grad_()
-    with poison.poisoned_outputs():
-        mean, per_row = ops.masked_linear_cross_entropy(*leaves, none, none, backend=backend)
+    with running(backend) as place, poison.poisoned_outputs():
+        none = place(torch.zeros(0, dtype=torch.int64))
+        leaves = place(hidden).requires_grad_(), place(weight).requires_grad_()
+        mean, per_row = ops.masked_linear_cross_entropy(*leaves, none, none)
         mean.backward()
     assert mean == 0
     assert per_row.shape == (0,)
@@ -300,27 +457,31 @@ def test_no_rows_give_a_loss_of_zero_and_gradients_of_zero(backend: str) -> None
         assert not leaf.grad.any()
 
 
-def test_autocast_computes_in_its_dtype_and_returns_fp32() -> None:
-    hidden, weight, targets, rows = example()
-    leaves = hidden.requires_grad_(), weight.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, per_row = ops.masked_linear_cross_entropy(*leaves, targets, rows)
-    gradients = torch.autograd.grad(loss, leaves)
-    expected, _ = ops.masked_linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), targets, rows)
-    assert loss.dtype == per_row.dtype == torch.float32
-    assert torch.equal(loss, expected)
-    assert [g.dtype for g in gradients] == [torch.float32] * 2
-    with torch.autocast("cpu", torch.bfloat16):  # a bf16 activation meets fp32 weights
-        assert torch.equal(ops.masked_linear_cross_entropy(hidden.bfloat16(), weight, targets, rows)[0], expected)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_autocast_computes_in_its_dtype_and_returns_fp32(backend: str) -> None:
+    with running(backend) as place:
+        hidden, weight, targets, rows = placed(example(), place)
+        leaves = hidden.requires_grad_(), weight.requires_grad_()
+        with torch.autocast(hidden.device.type, torch.bfloat16):
+            loss, per_row = ops.masked_linear_cross_entropy(*leaves, targets, rows)
+        gradients = torch.autograd.grad(loss, leaves)
+        expected, _ = ops.masked_linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), targets, rows)
+        assert loss.dtype == per_row.dtype == torch.float32
+        assert torch.equal(loss, expected)
+        assert [g.dtype for g in gradients] == [torch.float32] * 2
+        with torch.autocast(hidden.device.type, torch.bfloat16):  # a bf16 activation meets fp32 weights
+            assert torch.equal(ops.masked_linear_cross_entropy(hidden.bfloat16(), weight, targets, rows)[0], expected)
 
 
-def test_autocast_around_the_backward_changes_nothing() -> None:
-    hidden, weight, targets, rows = example(columns=600)
-    leaves = hidden.requires_grad_(), weight.requires_grad_()
-    mean = ops.masked_linear_cross_entropy(*leaves, targets, rows, max_logits=1)[0]
-    expected = torch.autograd.grad(mean, leaves, retain_graph=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual = torch.autograd.grad(mean, leaves)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_autocast_around_the_backward_changes_nothing(backend: str) -> None:
+    with running(backend) as place:
+        hidden, weight, targets, rows = placed(example(columns=600), place)
+        leaves = hidden.requires_grad_(), weight.requires_grad_()
+        mean = ops.masked_linear_cross_entropy(*leaves, targets, rows, max_logits=1)[0]
+        expected = torch.autograd.grad(mean, leaves, retain_graph=True)
+        with torch.autocast(hidden.device.type, torch.bfloat16):
+            actual = torch.autograd.grad(mean, leaves)
     for a, b in zip(actual, expected, strict=True):
         tolerances.assert_bitwise_equal(a, b)
 
@@ -345,9 +506,11 @@ def test_runs_and_threads_change_no_bit(dtype: torch.dtype, backend: str) -> Non
             tolerances.assert_bitwise_equal(a, b)
 
 
-def test_opcheck() -> None:
-    for max_logits in (1, 2**24):
-        hidden, weight, targets, rows = example(columns=300)
+@pytest.mark.parametrize("max_logits", [1, 2**24])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_opcheck(backend: str, max_logits: int) -> None:
+    with running(backend) as place:
+        hidden, weight, targets, rows = placed(example(columns=301), place)
         leaves = hidden.requires_grad_(), weight.requires_grad_()
         arguments = (*leaves, targets, rows)
         torch.library.opcheck(torch.ops.lumos._masked_linear_cross_entropy.default, (*arguments, max_logits))
@@ -361,12 +524,13 @@ def test_opcheck() -> None:
 
 
 @pytest.mark.parametrize("max_logits", [1, 2**24])
+@pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.filterwarnings("ignore")
-def test_compiles_as_one_graph_for_any_number_of_rows(max_logits: int) -> None:
+def test_compiles_as_one_graph_for_any_number_of_rows(backend: str, max_logits: int) -> None:
     torch.compiler.reset()
     graphs = 0
 
-    def backend(graph: Any, inputs: Any) -> Any:
+    def counting(graph: Any, inputs: Any) -> Any:
         nonlocal graphs
         graphs += 1
         return lookup_backend("aot_eager")(graph, inputs)
@@ -374,15 +538,18 @@ def test_compiles_as_one_graph_for_any_number_of_rows(max_logits: int) -> None:
     def function(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         return ops.masked_linear_cross_entropy(hidden * 2, weight, targets, rows, max_logits=max_logits)[0] + 1
 
-    compiled = torch.compile(function, fullgraph=True, backend=backend)
-    hidden, weight, targets, rows = example(columns=300)
-    leaves = hidden.requires_grad_(), weight.requires_grad_()
-    for n in (9, 5, 7, 3, 8):
-        actual, expected = (f(*leaves, targets[:n], rows[:n]) for f in (compiled, function))
-        tolerances.assert_bitwise_equal(actual.detach(), expected.detach())
-        for a, b in zip(torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves), strict=True):
-            tolerances.assert_bitwise_equal(a, b)
+    compiled = torch.compile(function, fullgraph=True, backend=counting)
+    with running(backend) as place:
+        hidden, weight, targets, rows = placed(example(columns=300), place)
+        leaves = hidden.requires_grad_(), weight.requires_grad_()
+        for n in (9, 5, 7, 3, 8):
+            actual, expected = (f(*leaves, targets[:n], rows[:n]) for f in (compiled, function))
+            tolerances.assert_bitwise_equal(actual.detach(), expected.detach())
+            for a, b in zip(torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves), strict=True):
+                tolerances.assert_bitwise_equal(a, b)
     assert graphs == 2, "one for the first number of rows, one for all others"
+    if backend == "cuda":
+        return
     with pytest.raises(ValueError, match=r"targets are 0\.\.300; they must be in 0\.\.299"):
         compiled(*leaves, torch.tensor([0, 300, 4, 4]), rows[:4])
 
@@ -399,11 +566,13 @@ def test_compiles_as_one_graph_for_any_number_of_rows(max_logits: int) -> None:
         (ValueError, r"targets are -100\.\.0; they must be in 0\.\.4", {"targets": torch.tensor([0, -100])}),
         (ValueError, r"rows are 0\.\.4; they must be in 0\.\.3", {"rows": torch.tensor([0, 4])}),
         (ValueError, "max_logits is 0; it must be at least 1", {"max_logits": 0}),
-        (RuntimeError, "CUDA", {"backend": "cuda"}),
+        ((RuntimeError, ValueError), "CUDA kernel of it|given a tensor on cpu; move it to a GPU", {"backend": "cuda"}),
     ],
 )
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_bad_input_is_named(error: type[Exception], message: str, changes: dict[str, Any], backend: str) -> None:
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_bad_input_is_named(
+    error: type[Exception] | tuple[type[Exception], ...], message: str, changes: dict[str, Any], backend: str
+) -> None:
     arguments = {
         "backend": backend,
         "hidden": torch.ones(4, 8), "weight": torch.ones(5, 8), "targets": torch.zeros(2, dtype=torch.int64),

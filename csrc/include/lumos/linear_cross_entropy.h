@@ -21,10 +21,11 @@ extern "C" {
 enum { LUMOS_LOSS_TILE_COLUMNS = 256 };
 
 typedef struct lumos_logits_block {
-  const void* data;   // [rows, columns], contiguous, dtype
-  lumos_dtype dtype;  // LUMOS_FLOAT32 or LUMOS_BFLOAT16
+  const void* data;   // [rows, columns], dtype
+  lumos_dtype dtype;  // LUMOS_FLOAT32 or LUMOS_BFLOAT16; CUDA: LUMOS_FLOAT16 too
   int64_t num_rows;
   int64_t num_columns;     // of the block
+  int64_t row_stride;      // in elements; the last dimension is contiguous
   int64_t column_begin;    // the block's first column; a multiple of LUMOS_LOSS_TILE_COLUMNS
   const int64_t* targets;  // [rows], columns of the whole
 } lumos_logits_block;
@@ -37,7 +38,9 @@ typedef struct lumos_linear_cross_entropy_params {
   float* row_sum;  // [rows], state
   float* loss;     // [rows]; x[target] from the block that holds the target, the loss after the last block
   int is_last;
-  int num_threads;
+  int num_threads;  // of the CPU
+  int device;       // CUDA: index of the GPU that holds the tensors
+  void* stream;     // CUDA: cudaStream_t of that device
 } lumos_linear_cross_entropy_params;
 
 typedef struct lumos_linear_cross_entropy_backward_params {
@@ -45,13 +48,21 @@ typedef struct lumos_linear_cross_entropy_backward_params {
   const float* row_max;  // [rows]
   const float* row_sum;  // [rows]
   const float* grad;     // [rows], of the loss
-  void* grad_logits;     // [rows, columns], contiguous, dtype; may be the logits
-  int num_threads;
+  void* grad_logits;     // [rows, columns] with the strides of the logits, dtype; may be the logits
+  int num_threads;       // of the CPU
+  int device;            // CUDA: index of the GPU that holds the tensors
+  void* stream;          // CUDA: cudaStream_t of that device
 } lumos_linear_cross_entropy_backward_params;
 
 LUMOS_API lumos_status lumos_cpu_linear_cross_entropy(const lumos_linear_cross_entropy_params* params);
 LUMOS_API lumos_status
 lumos_cpu_linear_cross_entropy_backward(const lumos_linear_cross_entropy_backward_params* params);
+
+// Logits and their gradient begin at multiples of 16 bytes, as do all their rows. Nobody waits to look at the targets:
+// one outside the columns makes row_sum, the loss and the gradient of its row NaN.
+LUMOS_API lumos_status lumos_cuda_linear_cross_entropy(const lumos_linear_cross_entropy_params* params);
+LUMOS_API lumos_status
+lumos_cuda_linear_cross_entropy_backward(const lumos_linear_cross_entropy_backward_params* params);
 
 #ifdef __cplusplus
 }

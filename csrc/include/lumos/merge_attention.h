@@ -21,14 +21,19 @@ typedef struct lumos_merge_attention_params {
   const float* lse_b;  // [tokens, heads], contiguous
   void* out;           // [tokens, heads, head_dim], contiguous, dtype
   float* lse;          // [tokens, heads], contiguous
-  lumos_dtype dtype;   // LUMOS_FLOAT32 or LUMOS_BFLOAT16
+  lumos_dtype dtype;   // LUMOS_FLOAT32 or LUMOS_BFLOAT16; CUDA: LUMOS_FLOAT16 too
   int64_t num_tokens, num_heads, head_dim;
   int64_t out_a_stride_token, out_a_stride_head;  // in elements; the last dimension is contiguous
   int64_t out_b_stride_token, out_b_stride_head;
-  int num_threads;
+  int num_threads;  // of the CPU
+  int device;       // CUDA: index of the GPU that holds the tensors
+  void* stream;     // CUDA: cudaStream_t of that device
 } lumos_merge_attention_params;
 
 LUMOS_API lumos_status lumos_cpu_merge_attention(const lumos_merge_attention_params* params);
+
+// out_a, out_b and out begin at multiples of 16 bytes, and the token and head strides are multiples of 16 bytes.
+LUMOS_API lumos_status lumos_cuda_merge_attention(const lumos_merge_attention_params* params);
 
 #ifdef __cplusplus
 }

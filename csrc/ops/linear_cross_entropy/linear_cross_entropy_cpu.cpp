@@ -34,7 +34,7 @@ struct RowState {
       sum *= exp_minus(max, tile_max);
       max = tile_max;
     }
-    const vec shift = broadcast(max);
+    const vec shift = broadcast(max == -INFINITY ? 0.0f : max);
     vec parts[2] = {vec{}, vec{}};
     for (int64_t c = 0; c < kTile; c += 2 * kLanes) {
       for (int i = 0; i < 2; ++i) parts[i] += exp_minus(load(x + c + i * kLanes), shift);
@@ -48,7 +48,7 @@ void add_block(const lumos_linear_cross_entropy_params& p, int64_t begin, int64_
   const auto& logits = p.logits;
   const int64_t whole = logits.num_columns / kTile * kTile;
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(logits.data) + row * logits.num_columns;
+    const T* x = static_cast<const T*>(logits.data) + row * logits.row_stride;
     RowState state = {-INFINITY, 0.0f};
     if (logits.column_begin > 0) state = {p.row_max[row], p.row_sum[row]};
     for (int64_t c = 0; c < whole; c += kTile) state.add_tile(x + c);
@@ -72,8 +72,8 @@ void grad_block(const lumos_linear_cross_entropy_backward_params& p, int64_t beg
   const auto& logits = p.logits;
   const int64_t num_columns = logits.num_columns, whole = num_columns / kLanes * kLanes;
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(logits.data) + row * num_columns;
-    T* out = static_cast<T*>(p.grad_logits) + row * num_columns;
+    const T* x = static_cast<const T*>(logits.data) + row * logits.row_stride;
+    T* out = static_cast<T*>(p.grad_logits) + row * logits.row_stride;
     const float row_max = p.row_max[row], grad = p.grad[row], factor = grad / p.row_sum[row];
     const int64_t target = logits.targets[row] - logits.column_begin;
     const bool has_target = target >= 0 && target < num_columns;
