@@ -35,7 +35,6 @@ def paged_write(shape: Shape, dtype: torch.dtype) -> int:
     return 4 * k.nbytes + slots.nbytes
 
 
-<<<<<<< HEAD
 def norm_inputs(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """q (k too), [weight, bias] in two rows if they divide the heads, [positions, inv_freq]."""
     tokens, heads, head_dim = shape
@@ -65,17 +64,21 @@ def qk_norm_mm_rope_backward(shape: Shape, dtype: torch.dtype) -> int:
     return 6 * x.nbytes + 6 * weights[0].nbytes + sum(r.nbytes for r in rest)
 
 
-CALLS = [mm_rope, paged_write, qk_norm_mm_rope, qk_norm_mm_rope_paged_write, qk_norm_mm_rope_backward]
-every_call = pytest.mark.parametrize("call", CALLS, ids=lambda f: f.__name__)
-=======
 def merge_attention(shape: Shape, dtype: torch.dtype) -> int:
     out, lse = strategies.randn(shape, dtype, 0), strategies.randn(shape[:2], torch.float32, 1)
     ops.merge_attention(out, lse, out.clone(), lse + 1)
     return 3 * (out.nbytes + lse.nbytes)
 
 
-every_call = pytest.mark.parametrize("call", [mm_rope, paged_write, merge_attention], ids=lambda f: f.__name__)
->>>>>>> wip/loss
+CALLS = [
+    mm_rope,
+    paged_write,
+    merge_attention,
+    qk_norm_mm_rope,
+    qk_norm_mm_rope_paged_write,
+    qk_norm_mm_rope_backward,
+]
+every_call = pytest.mark.parametrize("call", CALLS, ids=lambda f: f.__name__)
 on_cuda = pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels
 Call = Callable[[Shape, torch.dtype], int]
 
@@ -124,14 +127,11 @@ def test_nothing_is_launched_for_nothing(backend: str) -> None:
         for shape in (0, 2, 32), (2, 0, 32):
             mm_rope(shape, torch.float32)
             paged_write(shape, torch.float32)
-<<<<<<< HEAD
             qk_norm_mm_rope(shape, torch.float32)
             qk_norm_mm_rope_paged_write(shape, torch.float32)
-=======
             merge_attention(shape, torch.float32)
         linear_cross_entropy(0, 300, torch.float32)
         linear_cross_entropy_backward(0, 300, torch.float32)
->>>>>>> wip/loss
         assert machine.launches == []
 
 
