@@ -18,18 +18,11 @@
 
 namespace lumos {
 
-constexpr int kForwardThreads = kCopyThreads, kSides = 2, kStages = 3;
+constexpr int kForwardThreads = kCopyThreads, kForwardWarps = kForwardThreads / 32, kWarpRows = 32;
+constexpr int kSides = kForwardWarps * kWarpRows / LUMOS_TILE_TOKENS, kStages = 3;
 
 template <int kHeadDim>
 constexpr int kForwardSharedBytes = (kSides + kStages) * LUMOS_TILE_TOKENS * kHeadDim * 2;
-
-// One step of a block's walk over the key tiles. Thread 0 walks, two steps ahead; the block reads it from shared memory.
-struct alignas(16) WalkStep {
-  Tile keys;
-  int states[kSides];
-  int exists;  // else the walk is over
-};
-constexpr int kSteps = 4;  // kept; a power of 2 above the 3 in use
 
 // Query tile and head of one side; num_rows is 0 for a side without work.
 struct ForwardSide {
@@ -49,62 +42,88 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
   return found;
 }
 
-__device__ inline void take_step(TileWalk<kSides>& walk, const lumos_tiles& key_tiles, WalkStep& step) {
-  step.exists = !walk.done();
-  if (!step.exists) return;
-  step.keys = load_tile(key_tiles, walk.tile);
+// One step of a block's walk over the key tiles.
+struct alignas(16) WalkStep {
+  Tile keys;
+  int states[kForwardWarps];  // TileState; kUnseen for a warp without queries
+  int exists;                 // else the walk is over
+  int partial;                // for some warp
+};
+
+// What a block knows in shared memory, to spare registers: thread 0 walks, two steps ahead of the others.
+struct ForwardBlock {
+  static constexpr int kSteps = 4;  // kept; a power of 2 above the 3 in use
+  WalkStep steps[kSteps];
+  ForwardSide sides[kSides];
+  TileWalk<kSides> walk;
+
+  // Of the calling warp.
+  __device__ const ForwardSide& side() const { return sides[threadIdx.x / LUMOS_TILE_TOKENS]; }
+  __device__ static int first_row() { return threadIdx.x % LUMOS_TILE_TOKENS / kWarpRows * kWarpRows; }
+  __device__ int num_rows() const { return min(max(side().num_rows - first_row(), 0), kWarpRows); }
+
+  __device__ void take_step(const lumos_tiles& key_tiles, int i) {
+    WalkStep& step = steps[i % kSteps];
+    step.exists = !walk.done();
+    if (!step.exists) return;
+    step.keys = load_tile(key_tiles, walk.tile);
+    step.partial = false;
 #pragma unroll
-  for (int i = 0; i < kSides; ++i) step.states[i] = walk.states[i];
-  walk.next();
-}
+    for (int w = 0; w < kForwardWarps; ++w) {
+      const int side = w * kWarpRows / LUMOS_TILE_TOKENS;
+      const bool works = sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS;
+      step.states[w] = works ? walk.states[side] : kUnseen;
+      step.partial |= step.states[w] == kPartial;
+    }
+    walk.next();
+  }
+};
 
 template <class T, int kHeadDim, class KeyRows>
 __global__ void __launch_bounds__(kForwardThreads, 2)
-    attention_forward_kernel(const __grid_constant__ lumos_attention_params p, const bool two_heads, const float factor) {
+    attention_forward_kernel(const __grid_constant__ lumos_attention_params p, const bool two_heads,
+                             const float factor) {
   using Copy = TileCopy<T, kHeadDim>;
   using Rows = ForwardRows<T, kHeadDim>;
   constexpr int kTileBytes = LUMOS_TILE_TOKENS * kHeadDim * 2;
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ WalkStep steps[kSteps];
-  __shared__ TileWalk<kSides> walk;
+  __shared__ ForwardBlock block;
   const uint32_t base = shared_address(shared), own_chunk = base + Copy::offset();
 
 #pragma unroll
   for (int i = 0; i < kSides; ++i) {
     const ForwardSide side = forward_side(p, two_heads, i);
     const T* q = static_cast<const T*>(p.q.data) + side.slot_begin * p.q.stride_token + side.head * p.q.stride_head;
-    Copy::rows(q, p.q.stride_token, side.num_rows, own_chunk + i * kTileBytes);
+    Copy::rows(q + Copy::row() * p.q.stride_token + Copy::chunk() * kVectorSize<T>, p.q.stride_token, side.num_rows,
+               own_chunk + i * kTileBytes);
     if (threadIdx.x == 0) {
-      walk.cursors[i] = RunCursor();
-      if (side.num_rows) KeyRows::start(p, side.tile, walk.cursors[i]);
+      block.sides[i] = side;
+      block.walk.cursors[i] = RunCursor();
+      if (side.num_rows) KeyRows::start(p, side.tile, block.walk.cursors[i]);
     }
   }
   if (threadIdx.x == 0) {
-    walk.start();
-    take_step(walk, p.key_tiles, steps[0]);
-    take_step(walk, p.key_tiles, steps[1]);
+    block.walk.start();
+    block.take_step(p.key_tiles, 0);
+    block.take_step(p.key_tiles, 1);
   }
   __syncthreads();
 
-  const int warp = threadIdx.x / 32, own_side = warp / 2;
-  const ForwardSide side = forward_side(p, two_heads, own_side);
-  const int first_row = warp % 2 * 32, num_rows = min(max(side.num_rows - first_row, 0), 32);
-  unsigned char* const own_queries = shared + warp * 32 * kHeadDim * 2;
-  Rows rows(shared_address(own_queries), num_rows, factor);
+  const int warp = threadIdx.x / 32;
+  unsigned char* const own_queries = shared + warp * kWarpRows * kHeadDim * 2;
+  Rows rows(shared_address(own_queries), block.num_rows(), factor);
 
-  const int kv_head = side.head / int(p.num_heads / p.num_kv_heads);  // the same for both sides
+  const int kv_head = (two_heads ? 2 : 1) * blockIdx.y / int(p.num_heads / p.num_kv_heads);  // the same for both sides
   const T* k = static_cast<const T*>(p.k.data) + kv_head * p.k.stride_head;
   const T* v = static_cast<const T*>(p.v.data) + kv_head * p.v.stride_head;
-  // In shared memory: K and V of the tile, and the stage that is free for the next K.
-  int k_stage = kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
+  // In shared memory: K of the tile. V has the stage behind it, and the third is free for the next K.
+  constexpr int kFirstStage = kSides * kTileBytes, kLastStage = kFirstStage + 2 * kTileBytes;
+  int k_stage = kFirstStage;
 
-  KeyRows key_rows;
-  if (steps[0].exists) {
-    key_rows.aim(p, steps[0].keys);
-    key_rows.copy(p, k, p.k, own_chunk + k_stage);
-  }
+  const WalkStep& start = block.steps[0];
+  if (start.exists) KeyRows::copy(p, start.keys, k, p.k, own_chunk + k_stage);
   cp_async_commit();
-  if (steps[0].exists) key_rows.copy(p, v, p.v, own_chunk + v_stage);
+  if (start.exists) KeyRows::copy(p, start.keys, v, p.v, own_chunk + k_stage + kTileBytes);
   cp_async_commit();
   if (Rows::kKeepsQueries) {
     cp_async_wait<1>();
@@ -112,23 +131,23 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     rows.load_queries();
   }
 
-  for (int i = 0; steps[i % kSteps].exists; ++i) {
-    const WalkStep& step = steps[i % kSteps];
-    const WalkStep& next = steps[(i + 1) % kSteps];
+  for (int i = 0; block.steps[i % block.kSteps].exists; ++i) {
+    const WalkStep& step = block.steps[i % block.kSteps];
+    const WalkStep& next = block.steps[(i + 1) % block.kSteps];
+    const int v_stage = k_stage == kLastStage ? kFirstStage : k_stage + kTileBytes;
+    const int free_stage = k_stage == kFirstStage ? kLastStage : k_stage - kTileBytes;
+    const int met = step.states[warp];
+
     cp_async_wait<1>();
     __syncthreads();
-    if (next.exists) {
-      key_rows.aim(p, next.keys);
-      key_rows.copy(p, k, p.k, own_chunk + free_stage);
-    }
+    if (next.exists) KeyRows::copy(p, next.keys, k, p.k, own_chunk + free_stage);
     cp_async_commit();
-    const int met = num_rows ? step.states[own_side] : kUnseen;
     if (met != kUnseen) {
       uint64_t seen = lumos_range_bits(0, step.keys.num_tokens);
       if (met == kPartial) {
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
-        visibility.load(p.intervals, side.slot_begin + first_row + row, row < num_rows);
+        visibility.load(p.intervals, block.side().slot_begin + block.first_row() + row, row < block.num_rows());
         seen = visibility.bits(step.keys, hidden_bits(p.hidden, step.keys));
       }
       rows.weigh(base + k_stage, met == kPartial || step.keys.num_tokens < LUMOS_TILE_TOKENS, seen);
@@ -136,28 +155,26 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 
     cp_async_wait<1>();
     bool finite = true;
-    if (step.states[0] == kPartial || step.states[1] == kPartial) {
+    if (step.partial) {
       finite = !__syncthreads_or(Copy::holds_not_finite(shared + v_stage + Copy::offset()));  // its own copies
     } else {
       __syncthreads();
     }
-    if (next.exists) key_rows.copy(p, v, p.v, own_chunk + k_stage);
+    if (next.exists) KeyRows::copy(p, next.keys, v, p.v, own_chunk + k_stage);
     cp_async_commit();
-    if (threadIdx.x == 0) take_step(walk, p.key_tiles, steps[(i + 2) % kSteps]);
+    if (threadIdx.x == 0) block.take_step(p.key_tiles, i + 2);
     if (met == kFull || (met == kPartial && finite)) {
       rows.accumulate(base + v_stage);
     } else if (met == kPartial) {
       rows.accumulate_checked(base + v_stage);
     }
-    const int last_stage = v_stage;
-    v_stage = k_stage;
     k_stage = free_stage;
-    free_stage = last_stage;
   }
 
   cp_async_wait<0>();
   __syncthreads();  // queries may still be on their way where no key is seen
-  store_rows<T, kHeadDim>(p, rows, side.slot_begin + first_row, side.head, num_rows, own_queries);
+  store_rows<T, kHeadDim>(p, rows, block.side().slot_begin + block.first_row(), block.side().head, block.num_rows(),
+                          own_queries);
 }
 
 }  // namespace lumos

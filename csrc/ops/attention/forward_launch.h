@@ -8,9 +8,9 @@
 namespace lumos {
 
 template <class T, int kHeadDim>
-class PackedRows;
+struct PackedRows;
 template <class T, int kHeadDim>
-class PagedRows;
+struct PagedRows;
 
 // On checked params, whose device is the current one.
 template <class T, int kHeadDim, template <class, int> class KeyRows>

@@ -12,6 +12,7 @@
 #include "cuda/ldmatrix.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/not_finite.cuh"
+#include "cuda/static_for.cuh"
 #include "cuda/swizzle.cuh"
 #include "ops/attention/tile_visibility.cuh"
 
@@ -57,8 +58,11 @@ class ForwardRows {
 
   __device__ void load_queries() {
     if constexpr (kKeepsQueries) {
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) query_fragments(d, queries_[d]);
+      static_for<kDepth>([&](auto depth) {
+        constexpr int d = depth;
+        ldmatrix<added(d)>(queries_[d][0], q_ ^ turned(d));
+        ldmatrix<added(d) + 16 * kRowBytes>(queries_[d][1], q_ ^ turned(d));
+      });
     }
   }
 
@@ -97,30 +101,16 @@ class ForwardRows {
 
   // Adds the weighted values. v: [64, head_dim] in shared memory
   __device__ void accumulate(uint32_t v) {
-#pragma unroll
-    for (int j = 0; j < kKeys / 16; ++j) {
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        uint32_t b[4];
-        value_fragments(v, j, d, b);
-        multiply(j, b, acc_, 2 * d);
-      }
-    }
+    for_values(v, [&](int j, int d, uint32_t (&b)[4]) { multiply(j, b, acc_, 2 * d); });
   }
 
   // The same where some values are not finite, and reach only the rows whose weight of them is above 0.
   __device__ void accumulate_checked(uint32_t v) {
+    for_values(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll
-    for (int j = 0; j < kKeys / 16; ++j) {
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        uint32_t b[4];
-        value_fragments(v, j, d, b);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
-        multiply(j, b, acc_, 2 * d);
-      }
-    }
+      for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
+      multiply(j, b, acc_, 2 * d);
+    });
 #pragma unroll 1
     for (uint32_t sign = 0; sign < 0x10000; sign += 0x8000) add_infinities(v, sign);
   }
@@ -136,50 +126,40 @@ class ForwardRows {
   __device__ float value(int m, int n, int i) const { return acc_[m][n][i]; }
 
  private:
-  __device__ static uint32_t chunk_of(uint32_t address, int chunk) {
-    return (address ^ chunk % Order::kGroup * 16) + chunk / Order::kGroup * Order::kGroup * 16;
-  }
-  __device__ void query_fragments(int d, uint32_t (&a)[2][4]) const {
-#pragma unroll
-    for (int m = 0; m < 2; ++m) ldmatrix(a[m], chunk_of(q_, 2 * d) + m * 16 * kRowBytes);
-  }
-  __device__ void value_fragments(uint32_t v, int j, int d, uint32_t (&b)[4]) const {
-    ldmatrix_transposed(b, chunk_of(v + v_offset_, 2 * d) + j * 16 * kRowBytes);
-  }
+  // Offset of two chunks 2 d, 2 d + 1 from the first two in a row of the swizzle: by xor, and by addition.
+  __host__ __device__ static constexpr int turned(int d) { return 2 * d % Order::kGroup * 16; }
+  __host__ __device__ static constexpr int added(int d) { return 2 * d / Order::kGroup * Order::kGroup * 16; }
 
   // k: with the lane's offset
   __device__ void scores(uint32_t k, Scores& s) const {
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0f;
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
+    static_for<kDepth>([&](auto depth) {
+      constexpr int d = depth;
       uint32_t a[2][4];
-      if constexpr (kKeepsQueries) {
+      static_for<2>([&](auto half) {
+        constexpr int m = half;
+        if constexpr (kKeepsQueries) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          a[0][i] = queries_[d][0][i];
-          a[1][i] = queries_[d][1][i];
+          for (int i = 0; i < 4; ++i) a[m][i] = queries_[d][m][i];
+        } else {
+          ldmatrix<added(d) + m * 16 * kRowBytes>(a[m], q_ ^ turned(d));
         }
-      } else {
-        query_fragments(d, a);
-      }
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; ++j) {
+      });
+      static_for<kKeys / 16>([&](auto keys) {
+        constexpr int j = keys;
         uint32_t b[4];
-        ldmatrix(b, chunk_of(k, 2 * d) + j * 16 * kRowBytes);
+        ldmatrix<added(d) + j * 16 * kRowBytes>(b, k ^ turned(d));
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          mma<T>(s[m][2 * j], a[m], b[0], b[1]);
-          mma<T>(s[m][2 * j + 1], a[m], b[2], b[3]);
+          if constexpr (d == 0) {
+            mma_first<T>(s[m][2 * j], a[m], b[0], b[1]);
+            mma_first<T>(s[m][2 * j + 1], a[m], b[2], b[3]);
+          } else {
+            mma<T>(s[m][2 * j], a[m], b[0], b[1]);
+            mma<T>(s[m][2 * j + 1], a[m], b[2], b[3]);
+          }
         }
-      }
-    }
+      });
+    });
   }
 
   // acc[:, n and n + 1] += weights of keys 16 j to 16 j + 15 times b
@@ -192,24 +172,38 @@ class ForwardRows {
     }
   }
 
+  // body(j, d, b) with the fragments b of keys 16 j .. 16 j + 15, channels 16 d .. 16 d + 15
+  template <class Body>
+  __device__ void for_values(uint32_t v, const Body& body) const {
+    v += v_offset_;
+    static_for<kDepth>([&](auto depth) {
+      static_for<kKeys / 16>([&](auto keys) {
+        constexpr int d = depth, j = keys;
+        uint32_t b[4];
+        ldmatrix_transposed<added(d) + j * 16 * kRowBytes>(b, v ^ turned(d));
+        body(j, d, b);
+      });
+    });
+  }
+
   // sign: 0x8000 for -inf. NaN counts for both signs.
   __device__ void add_infinities(uint32_t v, uint32_t sign) {
+    float weight[2][2][4];  // of the infinities in 16 channels
+    for_values(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
-      float weight[2][2][4] = {};  // of infinities
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; ++j) {
-        uint32_t b[4];
-        value_fragments(v, j, d, b);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) b[i] = infinities<T>(b[i], sign);
-        multiply(j, b, weight, 0);
-      }
+      for (int i = 0; i < 4; ++i) b[i] = infinities<T>(b[i], sign);
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        if (weight[i / 8][i / 4 % 2][i % 4] > 0.0f) acc_[i / 8][2 * d + i / 4 % 2][i % 4] += sign ? -INFINITY : INFINITY;
+        if (j == 0) weight[i / 8][i / 4 % 2][i % 4] = 0.0f;
       }
-    }
+      multiply(j, b, weight, 0);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        if (j == kKeys / 16 - 1 && weight[i / 8][i / 4 % 2][i % 4] > 0.0f) {
+          acc_[i / 8][2 * d + i / 4 % 2][i % 4] += sign ? -INFINITY : INFINITY;
+        }
+      }
+    });
   }
 
   // From one row a lane to the lane's columns of its rows: bit 8 n + c of 64, in two words.

@@ -18,23 +18,26 @@ __device__ inline Tile load_tile(const lumos_tiles& tiles, int i) {
 
 enum TileState { kUnseen, kPartial, kFull };
 
-// The runs of one tile.
+// The runs of one tile. May lie in shared memory: it has no gaps that a wide load would touch.
 struct RunCursor {
   const int32_t* run = nullptr;  // the next one
-  const int32_t* end_run = nullptr;
-  int first = INT_MAX, end = INT_MAX, full = 0;  // of the current one; behind the last: INT_MAX
+  int num_left = 0;
+  int first = INT_MAX, end = INT_MAX;  // of the current one; behind the last: INT_MAX
+  TileState state = kUnseen;
 
+  // runs: those of all tiles, of which it takes begin .. end_index - 1
   __device__ void start(const int32_t* runs, int begin, int end_index) {
     run = runs + 3 * int64_t(begin);
-    end_run = runs + 3 * int64_t(end_index);
+    num_left = end_index - begin;
     next();
   }
   __device__ void next() {
-    const bool some = run < end_run;
+    const bool some = num_left > 0;
     first = some ? run[0] : INT_MAX;
     end = some ? run[1] : INT_MAX;
-    full = some ? run[2] : 0;
+    state = !some ? kUnseen : run[2] ? kFull : kPartial;
     run += 3;
+    --num_left;
   }
 };
 
@@ -65,7 +68,7 @@ struct TileWalk {
 #pragma unroll
     for (int i = 0; i < kSides; ++i) {
       const bool meets = cursors[i].first <= tile && tile != INT_MAX;
-      states[i] = !meets ? kUnseen : cursors[i].full ? kFull : kPartial;
+      states[i] = meets ? cursors[i].state : kUnseen;
       end = min(end, meets ? cursors[i].end : cursors[i].first);
     }
   }
