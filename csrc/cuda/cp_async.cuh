@@ -1,25 +1,22 @@
-// Copies of 16 bytes from global to shared memory that travel while the thread goes on. Generic addresses of global memory
-// are global addresses.
+// Copies of 16 bytes from global to shared memory that travel while the thread goes on.
 #pragma once
 
 #include <cstdint>
 
 namespace lumos {
 
-// Reads the first `source_bytes` (0 or 16) and writes zeros for the rest. Offsets are added to the addresses.
-template <int kSharedOffset = 0, int kGlobalOffset = 0>
+// Reads the first `source_bytes` (0 or 16) and writes zeros for the rest.
 __device__ inline void cp_async(uint32_t shared, const void* global, uint32_t source_bytes) {
-  asm volatile("cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16, %2;"
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
-               : "r"(shared), "l"(global), "r"(source_bytes), "n"(kSharedOffset), "n"(kGlobalOffset)
+               : "r"(shared), "l"(__cvta_generic_to_global(global)), "r"(source_bytes)
                : "memory");
 }
 
-template <int kSharedOffset = 0, int kGlobalOffset = 0>
 __device__ inline void cp_async(uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;"
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                :
-               : "r"(shared), "l"(global), "n"(kSharedOffset), "n"(kGlobalOffset)
+               : "r"(shared), "l"(__cvta_generic_to_global(global))
                : "memory");
 }
 

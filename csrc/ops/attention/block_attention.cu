@@ -7,6 +7,6 @@ extern "C" lumos_status lumos_cuda_block_attention(const lumos_attention_params*
     lumos::check_forward("block_attention", p);
     if (p.query_tiles.num_tiles == 0) return;
     const lumos::DeviceGuard guard(p.device);
-    lumos::select_forward<lumos::PackedRows>("block_attention", p);
+    lumos::select_forward<lumos::PackedKeys>("block_attention", p);
   });
 }

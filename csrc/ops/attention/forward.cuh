@@ -56,6 +56,7 @@ struct ForwardBlock {
   WalkStep steps[kSteps];
   ForwardSide sides[kSides];
   TileWalk<kSides> walk;
+  const void *k, *v;  // of the block's key head
 
   // Of the calling warp.
   __device__ const ForwardSide& side() const { return sides[threadIdx.x / LUMOS_TILE_TOKENS]; }
@@ -79,7 +80,7 @@ struct ForwardBlock {
   }
 };
 
-template <class T, int kHeadDim, class KeyRows>
+template <class T, int kHeadDim, class Keys>
 __global__ void __launch_bounds__(kForwardThreads, 2)
     attention_forward_kernel(const __grid_constant__ lumos_attention_params p, const bool two_heads,
                              const float factor) {
@@ -98,11 +99,17 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
                own_chunk + i * kTileBytes);
     if (threadIdx.x == 0) {
       block.sides[i] = side;
-      block.walk.cursors[i] = RunCursor();
-      if (side.num_rows) KeyRows::start(p, side.tile, block.walk.cursors[i]);
+      if (side.num_rows) {
+        Keys::start(p, side.tile, block.walk.cursors[i]);
+      } else {
+        block.walk.cursors[i].start_empty();
+      }
     }
   }
   if (threadIdx.x == 0) {
+    const int64_t kv_head = (two_heads ? 2 : 1) * int(blockIdx.y) / int(p.num_heads / p.num_kv_heads);
+    block.k = static_cast<const T*>(p.k.data) + kv_head * p.k.stride_head;
+    block.v = static_cast<const T*>(p.v.data) + kv_head * p.v.stride_head;
     block.walk.start();
     block.take_step(p.key_tiles, 0);
     block.take_step(p.key_tiles, 1);
@@ -113,17 +120,20 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   unsigned char* const own_queries = shared + warp * kWarpRows * kHeadDim * 2;
   Rows rows(shared_address(own_queries), block.num_rows(), factor);
 
-  const int kv_head = (two_heads ? 2 : 1) * blockIdx.y / int(p.num_heads / p.num_kv_heads);  // the same for both sides
-  const T* k = static_cast<const T*>(p.k.data) + kv_head * p.k.stride_head;
-  const T* v = static_cast<const T*>(p.v.data) + kv_head * p.v.stride_head;
+  const auto copy_k = [&](const Tile& keys, int stage) {
+    copy_keys<Keys, kHeadDim>(p, keys, static_cast<const T*>(block.k), p.k, own_chunk + stage);
+  };
+  const auto copy_v = [&](const Tile& keys, int stage) {
+    copy_keys<Keys, kHeadDim>(p, keys, static_cast<const T*>(block.v), p.v, own_chunk + stage);
+  };
   // In shared memory: K of the tile. V has the stage behind it, and the third is free for the next K.
   constexpr int kFirstStage = kSides * kTileBytes, kLastStage = kFirstStage + 2 * kTileBytes;
   int k_stage = kFirstStage;
 
   const WalkStep& start = block.steps[0];
-  if (start.exists) KeyRows::copy(p, start.keys, k, p.k, own_chunk + k_stage);
+  if (start.exists) copy_k(start.keys, k_stage);
   cp_async_commit();
-  if (start.exists) KeyRows::copy(p, start.keys, v, p.v, own_chunk + k_stage + kTileBytes);
+  if (start.exists) copy_v(start.keys, k_stage + kTileBytes);
   cp_async_commit();
   if (Rows::kKeepsQueries) {
     cp_async_wait<1>();
@@ -140,7 +150,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 
     cp_async_wait<1>();
     __syncthreads();
-    if (next.exists) KeyRows::copy(p, next.keys, k, p.k, own_chunk + free_stage);
+    if (next.exists) copy_k(next.keys, free_stage);
     cp_async_commit();
     if (met != kUnseen) {
       uint64_t seen = lumos_range_bits(0, step.keys.num_tokens);
@@ -160,7 +170,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     } else {
       __syncthreads();
     }
-    if (next.exists) KeyRows::copy(p, next.keys, v, p.v, own_chunk + k_stage);
+    if (next.exists) copy_v(next.keys, k_stage);
     cp_async_commit();
     if (threadIdx.x == 0) block.take_step(p.key_tiles, i + 2);
     if (met == kFull || (met == kPartial && finite)) {

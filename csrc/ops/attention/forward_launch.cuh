@@ -6,10 +6,10 @@
 
 namespace lumos {
 
-template <class T, int kHeadDim, template <class, int> class KeyRows>
+template <class T, int kHeadDim, class Keys>
 void launch_forward(const lumos_attention_params& p) {
   constexpr int kBytes = kForwardSharedBytes<kHeadDim>;
-  auto* kernel = attention_forward_kernel<T, kHeadDim, KeyRows<T, kHeadDim>>;
+  auto* kernel = attention_forward_kernel<T, kHeadDim, Keys>;
   check_cuda("attention", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const bool two_heads = p.num_heads / p.num_kv_heads % 2 == 0;
   const int64_t tiles = p.query_tiles.num_tiles;

@@ -7,14 +7,14 @@
 
 namespace lumos {
 
-template <class T, int kHeadDim>
-struct PackedRows;
-template <class T, int kHeadDim>
-struct PagedRows;
+struct PackedKeys;
+struct PagedKeys;
 
 // On checked params, whose device is the current one.
-template <class T, int kHeadDim, template <class, int> class KeyRows>
+template <class T, int kHeadDim, class Keys>
 void launch_forward(const lumos_attention_params& params);
+template <class Keys>
+void launch_forward_float(const lumos_attention_params& params);
 
 inline void check_forward(const char* op, const lumos_attention_params& p) {
   const auto wide = [](int64_t value) { return static_cast<long long>(value); };
@@ -32,24 +32,26 @@ inline void check_forward(const char* op, const lumos_attention_params& p) {
   }
 }
 
-template <template <class, int> class KeyRows>
+template <class Keys>
 void select_forward(const char* op, const lumos_attention_params& p) {
   if (p.dtype == LUMOS_BFLOAT16) {
     switch (p.head_dim) {
-      case 32: return launch_forward<__nv_bfloat16, 32, KeyRows>(p);
-      case 64: return launch_forward<__nv_bfloat16, 64, KeyRows>(p);
-      case 96: return launch_forward<__nv_bfloat16, 96, KeyRows>(p);
-      case 128: return launch_forward<__nv_bfloat16, 128, KeyRows>(p);
+      case 32: return launch_forward<__nv_bfloat16, 32, Keys>(p);
+      case 64: return launch_forward<__nv_bfloat16, 64, Keys>(p);
+      case 96: return launch_forward<__nv_bfloat16, 96, Keys>(p);
+      case 128: return launch_forward<__nv_bfloat16, 128, Keys>(p);
       default: break;
     }
   } else if (p.dtype == LUMOS_FLOAT16) {
     switch (p.head_dim) {
-      case 64: return launch_forward<__half, 64, KeyRows>(p);
-      case 128: return launch_forward<__half, 128, KeyRows>(p);
+      case 64: return launch_forward<__half, 64, Keys>(p);
+      case 128: return launch_forward<__half, 128, Keys>(p);
       default: break;
     }
+  } else if (p.dtype == LUMOS_FLOAT32) {
+    if (p.head_dim > 0 && p.head_dim % 32 == 0 && p.head_dim <= LUMOS_MAX_HEAD_DIM) return launch_forward_float<Keys>(p);
   } else {
-    throw Error(LUMOS_UNSUPPORTED_TYPE, std::string(op) + " on CUDA takes bfloat16 and float16");
+    throw Error(LUMOS_UNSUPPORTED_TYPE, std::string(op) + " on CUDA takes float32, bfloat16 and float16");
   }
   require(false,
           "%s: head_dim is %lld; on CUDA bfloat16 has 32, 64, 96 and 128, float16 has 64 and 128, float32 has all "

@@ -9,11 +9,13 @@
 // [m][n][2 r + c].
 #pragma once
 
+#include "cuda/at_offset.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/mma_first.cuh"
 #include "cuda/not_finite.cuh"
-#include "cuda/static_for.cuh"
 #include "cuda/swizzle.cuh"
+#include "cuda/unrolled.cuh"
 #include "ops/attention/tile_visibility.cuh"
 
 namespace lumos {
@@ -58,10 +60,10 @@ class ForwardRows {
 
   __device__ void load_queries() {
     if constexpr (kKeepsQueries) {
-      static_for<kDepth>([&](auto depth) {
-        constexpr int d = depth;
-        ldmatrix<added(d)>(queries_[d][0], q_ ^ turned(d));
-        ldmatrix<added(d) + 16 * kRowBytes>(queries_[d][1], q_ ^ turned(d));
+      unrolled<kDepth>([&](auto depth) {
+        constexpr int d = depth.value;
+        ldmatrix_at<added(d)>(queries_[d][0], q_ ^ turned(d));
+        ldmatrix_at<added(d) + 16 * kRowBytes>(queries_[d][1], q_ ^ turned(d));
       });
     }
   }
@@ -132,22 +134,22 @@ class ForwardRows {
 
   // k: with the lane's offset
   __device__ void scores(uint32_t k, Scores& s) const {
-    static_for<kDepth>([&](auto depth) {
-      constexpr int d = depth;
+    unrolled<kDepth>([&](auto depth) {
+      constexpr int d = depth.value;
       uint32_t a[2][4];
-      static_for<2>([&](auto half) {
-        constexpr int m = half;
+      unrolled<2>([&](auto half) {
+        constexpr int m = half.value;
         if constexpr (kKeepsQueries) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) a[m][i] = queries_[d][m][i];
         } else {
-          ldmatrix<added(d) + m * 16 * kRowBytes>(a[m], q_ ^ turned(d));
+          ldmatrix_at<added(d) + m * 16 * kRowBytes>(a[m], q_ ^ turned(d));
         }
       });
-      static_for<kKeys / 16>([&](auto keys) {
-        constexpr int j = keys;
+      unrolled<kKeys / 16>([&](auto keys) {
+        constexpr int j = keys.value;
         uint32_t b[4];
-        ldmatrix<added(d) + j * 16 * kRowBytes>(b, k ^ turned(d));
+        ldmatrix_at<added(d) + j * 16 * kRowBytes>(b, k ^ turned(d));
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           if constexpr (d == 0) {
@@ -176,11 +178,11 @@ class ForwardRows {
   template <class Body>
   __device__ void for_values(uint32_t v, const Body& body) const {
     v += v_offset_;
-    static_for<kDepth>([&](auto depth) {
-      static_for<kKeys / 16>([&](auto keys) {
-        constexpr int d = depth, j = keys;
+    unrolled<kDepth>([&](auto depth) {
+      unrolled<kKeys / 16>([&](auto keys) {
+        constexpr int d = depth.value, j = keys.value;
         uint32_t b[4];
-        ldmatrix_transposed<added(d) + j * 16 * kRowBytes>(b, v ^ turned(d));
+        ldmatrix_transposed_at<added(d) + j * 16 * kRowBytes>(b, v ^ turned(d));
         body(j, d, b);
       });
     });

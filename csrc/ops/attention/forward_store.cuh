@@ -11,6 +11,12 @@ __device__ inline float natural_lse(float top, float sum) {
   return sum == 0.0f ? -INFINITY : static_cast<float>((top + static_cast<double>(log2f(sum))) * 0.6931471805599453);
 }
 
+// place: of the row in [tokens, heads]
+__device__ inline void store_row_state(const lumos_attention_params& p, int64_t place, float top, float sum) {
+  p.lse[place] = natural_lse(top, sum);
+  if (p.row_state) *reinterpret_cast<float2*>(p.row_state + 2 * place) = make_float2(top, sum);
+}
+
 // slot_begin: of the first row. own: [32, head_dim] in shared memory, the warp's alone; out goes through it so that
 // global memory sees whole rows.
 template <class T, int kHeadDim>
@@ -33,9 +39,7 @@ __device__ void store_rows(const lumos_attention_params& p, const ForwardRows<T,
         *reinterpret_cast<uint32_t*>(own + Order::offset(row, n) + lane % 4 * 4) = pair;
       }
       if (lane % 4 == 0 && row < num_rows) {
-        const int64_t place = (slot_begin + row) * p.num_heads + head;
-        p.lse[place] = natural_lse(top, sum);
-        if (p.row_state) *reinterpret_cast<float2*>(p.row_state + 2 * place) = make_float2(top, sum);
+        store_row_state(p, (slot_begin + row) * p.num_heads + head, top, sum);
       }
     }
   }

@@ -4,10 +4,13 @@
 // chunks), the block `kRows` rows at a time.
 #pragma once
 
+#include <type_traits>
+
+#include "cuda/at_offset.cuh"
 #include "cuda/cp_async.cuh"
 #include "cuda/not_finite.cuh"
-#include "cuda/static_for.cuh"
 #include "cuda/swizzle.cuh"
+#include "cuda/unrolled.cuh"
 #include "cuda/vector.cuh"
 #include "ops/attention/paged_runs.cuh"
 
@@ -30,23 +33,24 @@ struct TileCopy {
 
   // The thread's chunks of row kStep, zeros where it does not exist. from: the first one
   template <int kStep>
-  __device__ static void row(const T* from, bool exists, uint32_t to) {
-    static_for<kPasses>([&](auto pass) {
-      cp_async<place(kStep, pass), pass * kAcross * 16>(to, from, exists ? 16 : 0);
+  __device__ static void row(uint64_t from, bool exists, uint32_t to) {
+    unrolled<kPasses>([&](auto pass) {
+      cp_async_at<place(kStep, pass.value), pass.value * kAcross * 16>(to, from, exists ? 16 : 0);
     });
   }
   // Of all its rows. from: the thread's first chunk of a tile [num_rows, head_dim]
   __device__ static void rows(const T* from, int64_t stride, int num_rows, uint32_t to) {
-    const int64_t step = kRows * stride;
+    uint64_t at = __cvta_generic_to_global(from);
+    const uint64_t step = kRows * stride * int64_t(sizeof(T));
     if (num_rows == LUMOS_TILE_TOKENS) {
-      static_for<kSteps>([&](auto i) {
-        static_for<kPasses>([&](auto pass) { cp_async<place(i, pass), pass * kAcross * 16>(to, from); });
-        from += step;
+      unrolled<kSteps>([&](auto i) {
+        row<i.value>(at, true, to);
+        at += step;
       });
     } else {
-      static_for<kSteps>([&](auto i) {
-        row<i>(from, row() + i * kRows < num_rows, to);
-        from += step;
+      unrolled<kSteps>([&](auto i) {
+        row<i.value>(at, row() + i.value * kRows < num_rows, to);
+        at += step;
       });
     }
   }
@@ -66,44 +70,51 @@ struct TileCopy {
 };
 
 // Keys in packed memory, slot after slot.
-template <class T, int kHeadDim>
-struct PackedRows {
-  using Copy = TileCopy<T, kHeadDim>;
-
+struct PackedKeys {
   __device__ static void start(const lumos_attention_params& p, int tile, RunCursor& cursor) {
     cursor.start(p.rows.runs, p.rows.offsets[tile], p.rows.offsets[tile + 1]);
   }
-  // data: [slots, head_dim] of one head. to: the thread's first chunk in shared memory
-  __device__ static void copy(const lumos_attention_params&, const Tile& tile, const T* data,
-                              const lumos_tokens& tokens, uint32_t to) {
-    const int64_t slot = tile.slot_begin + Copy::row();
-    Copy::rows(data + slot * tokens.stride_token + Copy::chunk() * kVectorSize<T>, tokens.stride_token, tile.num_tokens,
-               to);
+  // Row of a tile, or NULL where there is none. data: [slots, head_dim] of one head
+  template <class T>
+  __device__ static const T* row(const lumos_attention_params&, const Tile& tile, int row, const T* data,
+                                 const lumos_tokens& tokens) {
+    return row < tile.num_tokens ? data + (int64_t(tile.slot_begin) + row) * tokens.stride_token : nullptr;
   }
 };
 
 // Keys in pages, under the runs of paged_runs.cuh. Slots without a page of the pool count as zeros.
-template <class T, int kHeadDim>
-struct PagedRows {
-  using Copy = TileCopy<T, kHeadDim>;
-
+struct PagedKeys {
   __device__ static void start(const lumos_attention_params& p, int tile, RunCursor& cursor) {
     const PagedRuns runs(p);
     cursor.start(runs.of(tile), 0, runs.counts[tile]);
   }
-  __device__ static void copy(const lumos_attention_params& p, const Tile& tile, const T* data,
-                              const lumos_tokens& tokens, uint32_t to) {
-    const int32_t* table = p.page_table + tile.sequence * p.max_pages;
-    const T* first = data + Copy::chunk() * kVectorSize<T>;
-    static_for<Copy::kSteps>([&](auto i) {
-      const int row = Copy::row() + i * Copy::kRows, slot = tile.slot_begin + row;
-      const int page = slot / int(p.page_size), offset = slot - page * int(p.page_size);
-      const int physical = row < tile.num_tokens && page < p.max_pages ? __ldg(table + page) : -1;
-      const bool exists = 0 <= physical && physical < p.num_pages;
-      const T* from = first + physical * tokens.stride_page + offset * tokens.stride_token;
-      Copy::template row<i>(exists ? from : first, exists, to);
-    });
+  template <class T>
+  __device__ static const T* row(const lumos_attention_params& p, const Tile& tile, int row, const T* data,
+                                 const lumos_tokens& tokens) {
+    const int slot = tile.slot_begin + row, page_size = int(p.page_size), page = slot / page_size;
+    if (row >= tile.num_tokens || page >= p.max_pages) return nullptr;
+    const int physical = __ldg(p.page_table + tile.sequence * p.max_pages + page);
+    if (physical < 0 || physical >= p.num_pages) return nullptr;
+    return data + physical * tokens.stride_page + (slot - page * page_size) * tokens.stride_token;
   }
 };
+
+// A tile of keys or values on its way to shared memory. to: the thread's first chunk
+template <class Keys, int kHeadDim, class T>
+__device__ void copy_keys(const lumos_attention_params& p, const Tile& tile, const T* data, const lumos_tokens& tokens,
+                          uint32_t to) {
+  using Copy = TileCopy<T, kHeadDim>;
+  if constexpr (std::is_same_v<Keys, PackedKeys>) {
+    const T* first = data + (int64_t(tile.slot_begin) + Copy::row()) * tokens.stride_token;
+    Copy::rows(first + Copy::chunk() * kVectorSize<T>, tokens.stride_token, tile.num_tokens, to);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < Copy::kSteps; ++i) {  // to spare registers
+      const T* row = Keys::row(p, tile, Copy::row() + i * Copy::kRows, data, tokens);
+      const T* from = (row ? row : data) + Copy::chunk() * kVectorSize<T>;
+      Copy::template row<0>(__cvta_generic_to_global(from), row != nullptr, to + Copy::place(i, 0));
+    }
+  }
+}
 
 }  // namespace lumos

@@ -19,6 +19,6 @@ extern "C" lumos_status lumos_cuda_paged_attention(const lumos_attention_params*
     lumos::paged_runs_kernel<<<p.query_tiles.num_tiles, lumos::kPagedRunsThreads, 0,
                                static_cast<cudaStream_t>(p.stream)>>>(p);
     lumos::check_launch("paged_attention");
-    lumos::select_forward<lumos::PagedRows>("paged_attention", p);
+    lumos::select_forward<lumos::PagedKeys>("paged_attention", p);
   });
 }

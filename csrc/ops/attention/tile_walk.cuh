@@ -20,10 +20,10 @@ enum TileState { kUnseen, kPartial, kFull };
 
 // The runs of one tile. May lie in shared memory: it has no gaps that a wide load would touch.
 struct RunCursor {
-  const int32_t* run = nullptr;  // the next one
-  int num_left = 0;
-  int first = INT_MAX, end = INT_MAX;  // of the current one; behind the last: INT_MAX
-  TileState state = kUnseen;
+  const int32_t* run;  // the next one
+  int num_left;
+  int first, end;  // of the current one; behind the last: INT_MAX
+  TileState state;
 
   // runs: those of all tiles, of which it takes begin .. end_index - 1
   __device__ void start(const int32_t* runs, int begin, int end_index) {
@@ -31,6 +31,7 @@ struct RunCursor {
     num_left = end_index - begin;
     next();
   }
+  __device__ void start_empty() { start(nullptr, 0, 0); }
   __device__ void next() {
     const bool some = num_left > 0;
     first = some ? run[0] : INT_MAX;
@@ -48,7 +49,7 @@ struct TileWalk {
   int tile, end;  // all tiles from `tile` to `end` have the same states
   TileState states[kSides];
 
-  // Every cursor is started, or left as it is: it meets nothing.
+  // Every cursor is started.
   __device__ void start() { stretch(0); }
   __device__ bool done() const { return tile == INT_MAX; }
   __device__ void next() {

@@ -2,6 +2,6 @@
 
 namespace lumos {
 
-template void launch_forward<__nv_bfloat16, 96, PackedRows>(const lumos_attention_params&);
+template void launch_forward<__nv_bfloat16, 96, PackedKeys>(const lumos_attention_params&);
 
 }  // namespace lumos

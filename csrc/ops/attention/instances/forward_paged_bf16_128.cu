@@ -2,6 +2,6 @@
 
 namespace lumos {
 
-template void launch_forward<__nv_bfloat16, 128, PagedRows>(const lumos_attention_params&);
+template void launch_forward<__nv_bfloat16, 128, PagedKeys>(const lumos_attention_params&);
 
 }  // namespace lumos

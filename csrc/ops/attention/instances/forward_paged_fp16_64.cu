@@ -2,6 +2,6 @@
 
 namespace lumos {
 
-template void launch_forward<__half, 64, PagedRows>(const lumos_attention_params&);
+template void launch_forward<__half, 64, PagedKeys>(const lumos_attention_params&);
 
 }  // namespace lumos
