@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import lumos_engine.ops.attention  # registers the operation
 from lumos_engine import Frame, SequenceLayout, Text, ops
 from lumos_engine.ops._registry import copies
 from lumos_engine.testing import check_backend, eager, poison, strategies, tolerances
