@@ -1,0 +1,7 @@
+#include "ops/attention/forward_float.cuh"
+
+namespace lumos {
+
+template void launch_forward_float<PackedKeys>(const lumos_attention_params&);
+
+}  // namespace lumos

@@ -1,0 +1,120 @@
+// Where the rows of a key tile lie in global memory, and their way into shared memory.
+//
+// A block of kCopyThreads copies a tile of 64 rows: `kAcross` neighbouring threads one row (in kPasses columns of
+// chunks), the block `kRows` rows at a time.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/at_offset.cuh"
+#include "cuda/cp_async.cuh"
+#include "cuda/not_finite.cuh"
+#include "cuda/swizzle.cuh"
+#include "cuda/unrolled.cuh"
+#include "cuda/vector.cuh"
+#include "ops/attention/paged_runs.cuh"
+
+namespace lumos {
+
+constexpr int kCopyThreads = 128;
+
+template <class T, int kHeadDim>
+struct TileCopy {
+  static constexpr int kRowBytes = kHeadDim * int(sizeof(T));
+  using Order = Swizzle<kRowBytes>;
+  static constexpr int kAcross = Order::kGroup, kPasses = kRowBytes / 16 / kAcross;
+  static constexpr int kRows = kCopyThreads / kAcross, kSteps = LUMOS_TILE_TOKENS / kRows;
+
+  __device__ static int row() { return threadIdx.x / kAcross; }
+  __device__ static int chunk() { return threadIdx.x % kAcross; }
+  // Of the thread's first chunk; that of step i and pass j lies place(i, j) further.
+  __device__ static int offset() { return Order::offset(row(), chunk()); }
+  __host__ __device__ static constexpr int place(int step, int pass) { return step * kRows * kRowBytes + pass * kAcross * 16; }
+
+  // The thread's chunks of row kStep, zeros where it does not exist. from: the first one
+  template <int kStep>
+  __device__ static void row(uint64_t from, bool exists, uint32_t to) {
+    unrolled<kPasses>([&](auto pass) {
+      cp_async_at<place(kStep, pass.value), pass.value * kAcross * 16>(to, from, exists ? 16 : 0);
+    });
+  }
+  // Of all its rows. from: the thread's first chunk of a tile [num_rows, head_dim]
+  __device__ static void rows(const T* from, int64_t stride, int num_rows, uint32_t to) {
+    uint64_t at = __cvta_generic_to_global(from);
+    const uint64_t step = kRows * stride * int64_t(sizeof(T));
+    if (num_rows == LUMOS_TILE_TOKENS) {
+      unrolled<kSteps>([&](auto i) {
+        row<i.value>(at, true, to);
+        at += step;
+      });
+    } else {
+      unrolled<kSteps>([&](auto i) {
+        row<i.value>(at, row() + i.value * kRows < num_rows, to);
+        at += step;
+      });
+    }
+  }
+  // Whether one of the thread's chunks holds NaN or infinity. chunks: the first in shared memory
+  __device__ static bool holds_not_finite(const unsigned char* chunks) {
+    uint32_t found = 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+      for (int j = 0; j < kPasses; ++j) {
+        const uint4 x = *reinterpret_cast<const uint4*>(chunks + place(i, j));
+        found |= not_finite<T>(x.x) | not_finite<T>(x.y) | not_finite<T>(x.z) | not_finite<T>(x.w);
+      }
+    }
+    return found & kNotFinite;
+  }
+};
+
+// Keys in packed memory, slot after slot.
+struct PackedKeys {
+  __device__ static void start(const lumos_attention_params& p, int tile, RunCursor& cursor) {
+    cursor.start(p.rows.runs, p.rows.offsets[tile], p.rows.offsets[tile + 1]);
+  }
+  // Row of a tile, or NULL where there is none. data: [slots, head_dim] of one head
+  template <class T>
+  __device__ static const T* row(const lumos_attention_params&, const Tile& tile, int row, const T* data,
+                                 const lumos_tokens& tokens) {
+    return row < tile.num_tokens ? data + (int64_t(tile.slot_begin) + row) * tokens.stride_token : nullptr;
+  }
+};
+
+// Keys in pages, under the runs of paged_runs.cuh. Slots without a page of the pool count as zeros.
+struct PagedKeys {
+  __device__ static void start(const lumos_attention_params& p, int tile, RunCursor& cursor) {
+    const PagedRuns runs(p);
+    cursor.start(runs.of(tile), 0, runs.counts[tile]);
+  }
+  template <class T>
+  __device__ static const T* row(const lumos_attention_params& p, const Tile& tile, int row, const T* data,
+                                 const lumos_tokens& tokens) {
+    const int slot = tile.slot_begin + row, page_size = int(p.page_size), page = slot / page_size;
+    if (row >= tile.num_tokens || page >= p.max_pages) return nullptr;
+    const int physical = __ldg(p.page_table + tile.sequence * p.max_pages + page);
+    if (physical < 0 || physical >= p.num_pages) return nullptr;
+    return data + physical * tokens.stride_page + (slot - page * page_size) * tokens.stride_token;
+  }
+};
+
+// A tile of keys or values on its way to shared memory. to: the thread's first chunk
+template <class Keys, int kHeadDim, class T>
+__device__ void copy_keys(const lumos_attention_params& p, const Tile& tile, const T* data, const lumos_tokens& tokens,
+                          uint32_t to) {
+  using Copy = TileCopy<T, kHeadDim>;
+  if constexpr (std::is_same_v<Keys, PackedKeys>) {
+    const T* first = data + (int64_t(tile.slot_begin) + Copy::row()) * tokens.stride_token;
+    Copy::rows(first + Copy::chunk() * kVectorSize<T>, tokens.stride_token, tile.num_tokens, to);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < Copy::kSteps; ++i) {  // to spare registers
+      const T* row = Keys::row(p, tile, Copy::row() + i * Copy::kRows, data, tokens);
+      const T* from = (row ? row : data) + Copy::chunk() * kVectorSize<T>;
+      Copy::template row<0>(__cvta_generic_to_global(from), row != nullptr, to + Copy::place(i, 0));
+    }
+  }
+}
+
+}  // namespace lumos
