@@ -139,7 +139,7 @@ def main() -> None:
     nvcc = find_nvcc()
     if not nvcc:
         raise SystemExit("ptxas_resources: no nvcc; docs/building_cuda.md says where to get one")
-    sources = arguments.sources or sorted(CSRC.glob("ops/*/*.cu"))
+    sources = arguments.sources or sorted(CSRC.glob("ops/**/*.cu"))
     rows = [row for source in sources for row in resources(nvcc, source)]
     if arguments.launches:
         rows = as_launched(rows, json.loads(arguments.launches.read_text()))

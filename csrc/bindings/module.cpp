@@ -23,7 +23,7 @@ void register_ptxvm(pybind11::module_& module);
 #define LUMOS_CUDA_OPS ""
 #endif
 
-// Operations whose CUDA kernels are linked: the build names them, separated by commas.
+// Functions below whose CUDA kernels are linked: the build names them, separated by commas.
 static std::vector<std::string> cuda_kernels() {
   std::vector<std::string> names;
   std::istringstream ops(LUMOS_CUDA_OPS);
