@@ -47,7 +47,7 @@ def block_attention(
     out: Tensor,
     lse: Tensor,
     row_state: Tensor,
-    num_threads: int,
+    device: Device,
 ) -> None: ...
 def block_attention_backward(
     grad_out: Tensor,
@@ -80,8 +80,10 @@ def paged_attention(
     scale: float,
     out: Tensor,
     lse: Tensor,
-    num_threads: int,
+    workspace: Tensor,
+    device: Device,
 ) -> None: ...
+def paged_attention_workspace(num_query_tiles: int, num_key_tiles: int) -> int: ...
 def mm_rope(
     x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool, device: Device
 ) -> None: ...

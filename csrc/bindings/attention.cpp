@@ -25,7 +25,7 @@ lumos_tile_runs runs(const Tensor& offsets, const Tensor& rows, int64_t num_tile
 
 // What packed and paged attention have in common: queries, results, the mask.
 lumos_attention_params query_side(const Tensor& q, const Tensor& intervals, const Tensor& query_tiles,
-                                  const Tensor& out, const Tensor& lse, double scale, int num_threads) {
+                                  const Tensor& out, const Tensor& lse, double scale) {
   expect(q, "q", q.dtype, {-1, -1, -1}, true);
   expect(out, "out", q.dtype, q.shape);
   if (lse.data) expect(lse, "lse", LUMOS_FLOAT32, {q.shape[0], q.shape[1]});
@@ -41,15 +41,14 @@ lumos_attention_params query_side(const Tensor& q, const Tensor& intervals, cons
   params.lse = lse.as<float>();
   params.intervals = intervals.as<int32_t>();
   params.query_tiles = tiles(query_tiles, "tiles");
-  params.num_threads = num_threads;
   return params;
 }
 
 lumos_attention_params block_params(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& intervals,
                                     const Tensor& hidden, const Tensor& tile_rows, const Tensor& row_offsets,
                                     const Tensor& row_runs, double scale, const Tensor& out, const Tensor& lse,
-                                    const Tensor& row_state, int num_threads) {
-  lumos_attention_params params = query_side(q, intervals, tile_rows, out, lse, scale, num_threads);
+                                    const Tensor& row_state) {
+  lumos_attention_params params = query_side(q, intervals, tile_rows, out, lse, scale);
   expect(k, "k", q.dtype, {q.shape[0], -1, q.shape[2]}, true);
   expect(v, "v", q.dtype, k.shape, true);
   if (hidden.data) expect(hidden, "hidden", LUMOS_BOOL, {q.shape[0]});
@@ -67,9 +66,10 @@ lumos_attention_params block_params(const Tensor& q, const Tensor& k, const Tens
 
 void block_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& intervals, const Tensor& hidden,
                      const Tensor& tile_rows, const Tensor& row_offsets, const Tensor& row_runs, double scale,
-                     const Tensor& out, const Tensor& lse, const Tensor& row_state, int num_threads) {
-  call(lumos_cpu_block_attention, block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out,
-                                               lse, row_state, num_threads));
+                     const Tensor& out, const Tensor& lse, const Tensor& row_state, const Device& device) {
+  lumos_attention_params params =
+      block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, lse, row_state);
+  call_on(device, params, LUMOS_LAUNCHERS(block_attention));
 }
 
 void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -78,8 +78,8 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
                               const Tensor& col_offsets, const Tensor& col_runs, double scale, const Tensor& grad_q,
                               const Tensor& grad_k, const Tensor& grad_v, int num_threads) {
   lumos_attention_backward_params params{};
-  params.forward = block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state,
-                                num_threads);
+  params.forward = block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state);
+  params.forward.num_threads = num_threads;
   expect(row_state, "row_state", LUMOS_FLOAT32, {q.shape[0], q.shape[1], 2});
   expect(grad_out, "grad_out", q.dtype, q.shape, true);
   expect(grad_q, "grad_q", q.dtype, q.shape);
@@ -95,8 +95,8 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
 
 void paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
                      const Tensor& key_tiles, const Tensor& intervals, const Tensor& query_tiles, double scale,
-                     const Tensor& out, const Tensor& lse, int num_threads) {
-  lumos_attention_params params = query_side(q, intervals, query_tiles, out, lse, scale, num_threads);
+                     const Tensor& out, const Tensor& lse, const Tensor& workspace, const Device& device) {
+  lumos_attention_params params = query_side(q, intervals, query_tiles, out, lse, scale);
   expect(k_pages, "k_pages", q.dtype, {-1, -1, -1, q.shape[2]}, true);
   expect(v_pages, "v_pages", q.dtype, k_pages.shape, true);
   expect(page_table, "page_table", LUMOS_INT32, {-1, -1});
@@ -109,7 +109,10 @@ void paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pag
   params.max_pages = page_table.shape[1];
   params.num_pages = k_pages.shape[0];
   params.page_size = k_pages.shape[1];
-  call(lumos_cpu_paged_attention, params);
+  if (workspace.data) expect(workspace, "workspace", LUMOS_INT32, {-1});
+  params.workspace = workspace.data;
+  params.workspace_bytes = workspace.data ? 4 * workspace.shape[0] : 0;
+  call_on(device, params, LUMOS_LAUNCHERS(paged_attention));
 }
 
 }  // namespace
@@ -118,6 +121,7 @@ void register_attention(pybind11::module_& module) {
   module.def("block_attention", &block_attention);
   module.def("block_attention_backward", &block_attention_backward);
   module.def("paged_attention", &paged_attention);
+  module.def("paged_attention_workspace", &lumos_paged_attention_workspace);
 }
 
 }  // namespace lumos

@@ -44,15 +44,16 @@ typedef struct lumos_tile_runs {
 } lumos_tile_runs;
 
 typedef struct lumos_attention_params {
-  lumos_dtype dtype;  // of q, k, v, out and the gradients: LUMOS_FLOAT32 or LUMOS_BFLOAT16; sums are float32
+  lumos_dtype dtype;  // of q, k, v, out and the gradients: LUMOS_FLOAT32 or LUMOS_BFLOAT16, CUDA: LUMOS_FLOAT16 too;
+                      // sums are float32
   int64_t num_query_tokens, num_key_tokens;
   int64_t num_heads, num_kv_heads, head_dim;
   float scale;
   lumos_tokens q, k, v;
   void* out;         // [query tokens, heads, head_dim], contiguous
   float* lse;        // [query tokens, heads], contiguous, natural logarithm
-  float* row_state;  // [query tokens, heads, 2]: greatest score m in base 2, and sum of 2^(score - m); NULL if there is
-                     // no backward
+  float* row_state;  // [query tokens, heads, 2]: m in base 2, and sum of 2^(score - m); no score of the row is greater
+                     // than m + 8, and m is none of them or the greatest; NULL if there is no backward
 
   const int32_t* intervals;  // [query tokens, 5]: the mask rule, lumos/visibility.h
   const uint8_t* hidden;     // [key tokens] or NULL: keys hidden as history; packed keys only
@@ -63,7 +64,11 @@ typedef struct lumos_attention_params {
       page_table;  // [sequences, max_pages] or NULL: slot s of a sequence lies in page page_table[s / page_size]
   int64_t num_sequences, max_pages, page_size, num_pages;
 
-  int num_threads;
+  int num_threads;  // of the CPU
+  int device;       // CUDA: index of the GPU that holds the tensors
+  void* stream;     // CUDA: cudaStream_t of that device
+  void* workspace;  // CUDA, paged keys: lumos_paged_attention_workspace bytes, aligned to 16; may hold anything
+  int64_t workspace_bytes;
 } lumos_attention_params;
 
 typedef struct lumos_attention_backward_params {
@@ -81,6 +86,16 @@ LUMOS_API lumos_status lumos_cpu_block_attention_backward(const lumos_attention_
 
 // Paged keys: key_tiles hold virtual slots and are sorted by sequence; `rows` is not read.
 LUMOS_API lumos_status lumos_cpu_paged_attention(const lumos_attention_params* params);
+
+// On CUDA all tensors, tiles, runs and the page table are in memory of the device; base, token, head and page strides of
+// q, k and v in bytes are multiples of 16. What the device memory holds is not checked: nobody waits for it.
+LUMOS_API lumos_status lumos_cuda_block_attention(const lumos_attention_params* params);
+LUMOS_API lumos_status lumos_cuda_paged_attention(const lumos_attention_params* params);
+
+// Of params.workspace, in bytes.
+static inline int64_t lumos_paged_attention_workspace(int64_t num_query_tiles, int64_t num_key_tiles) {
+  return 4 * num_query_tiles * (1 + 3 * num_key_tiles);
+}
 
 #ifdef __cplusplus
 }
