@@ -88,15 +88,20 @@ using Launcher = lumos_status (*)(const Params*);
 #define LUMOS_LAUNCHERS(op) lumos_cpu_##op
 #endif
 
-// Runs the launcher of `device`, which stands in the params too then.
-template <class Params>
-void call_on(const Device& device, Params& params, Launcher<Params> cpu, Launcher<Params> cuda = nullptr) {
-  params.num_threads = device.num_threads;
-  params.device = device.gpu;
-  params.stream = device.stream;
+// Runs the launcher of `device`, which stands then in `place` too, the part of `params` that says where.
+template <class Params, class Place>
+void call_on(const Device& device, const Params& params, Place& place, Launcher<Params> cpu,
+             Launcher<Params> cuda = nullptr) {
+  place.num_threads = device.num_threads;
+  place.device = device.gpu;
+  place.stream = device.stream;
   if (device.gpu < 0) return call(cpu, params);
   if (!cuda) throw std::runtime_error("lumos_engine was built without CUDA kernels; move the tensors to the CPU");
   call(cuda, params);
+}
+template <class Params>
+void call_on(const Device& device, Params& params, Launcher<Params> cpu, Launcher<Params> cuda = nullptr) {
+  call_on(device, params, params, cpu, cuda);
 }
 
 }  // namespace lumos

@@ -88,13 +88,7 @@ def _paged_attention_cpu(
     q, k_pages, v_pages = (registry.rows_contiguous("paged_attention", name, x) for name, x in named)
     out, lse = _paged_attention_fake(q)
     integers = (page_table.contiguous(), key_tiles.contiguous(), intervals, query_tiles)
-    registry.extension().paged_attention(
-        *map(registry.view, (q, k_pages, v_pages, *integers)),
-        scale,
-        registry.view(out),
-        registry.view(lse),
-        torch.get_num_threads(),
-    )
+    registry.call("paged_attention", q, k_pages, v_pages, *integers, scale, out, lse, None)
     return out, lse
 
 

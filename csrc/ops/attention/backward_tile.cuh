@@ -6,6 +6,7 @@
 
 #include "cuda/cp_async.cuh"
 #include "cuda/ldmatrix.cuh"
+#include "cuda/not_finite.cuh"
 #include "cuda/swizzle.cuh"
 #include "cuda/vector.cuh"
 #include "lumos/attention.h"
@@ -52,14 +53,9 @@ struct BackwardTile {
   }
 };
 
-// Whether one of the numbers is infinite or NaN: then adding one to its exponent carries into the sign.
 template <class T>
 __device__ inline bool any_not_finite(uint4 bits) {
-  constexpr bool kHalf = sizeof(T) == 2 && !std::is_same<T, __nv_bfloat16>::value;
-  constexpr uint32_t kExponent = kHalf ? 0x7c007c00u : 0x7f807f80u, kOne = kHalf ? 0x04000400u : 0x00800080u;
-  const uint32_t carries = ((bits.x & kExponent) + kOne) | ((bits.y & kExponent) + kOne) |
-                           ((bits.z & kExponent) + kOne) | ((bits.w & kExponent) + kOne);
-  return carries & 0x80008000u;
+  return (not_finite<T>(bits.x) | not_finite<T>(bits.y) | not_finite<T>(bits.z) | not_finite<T>(bits.w)) & kNotFinite;
 }
 
 }  // namespace lumos

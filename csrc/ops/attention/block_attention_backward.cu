@@ -1,10 +1,10 @@
 // Launcher of the backward of block_attention.
 #include <climits>
+#include <utility>
 
 #include "cuda/alignment.h"
 #include "cuda/device_guard.h"
 #include "cuda/dtype.h"
-#include "ops/attention/attention_check.h"
 #include "ops/attention/backward_launch.h"
 #include "ops/attention/backward_rows.cuh"
 
