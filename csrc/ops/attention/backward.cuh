@@ -135,11 +135,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     if (kKeepsOwn) {
       cp_async_wait<0>();
       __syncthreads();
-#pragma unroll
-      for (int i = 0; i < (kKeepsOwn ? kSquares : 0); ++i) {
-        ldmatrix(fragments[0][i], Warp::square(own_lane0, 0, i));
-        ldmatrix(fragments[1][i], Warp::square(own_lane1, 0, i));
-      }
+      unrolled<kKeepsOwn ? kSquares : 0>([&](auto i) {
+        Warp::template load<i.value>(fragments[0][i.value], own_lane0);
+        Warp::template load<i.value>(fragments[1][i.value], own_lane1);
+      });
     }
   }
 
@@ -163,16 +162,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     const uint32_t lane0 = Warp::lane_address(memory + visited0, 0);
     const uint32_t lane1 = Warp::lane_address(memory + Memory::kVisited1, 0);
     float scores[2 * kTileSquares][4], products[2 * kTileSquares][4];
-    const auto load = [&](int which, uint32_t address, int i, uint32_t(&a)[4]) {
-      if (kKeepsOwn) {
+    const auto load_own = [&](auto i, int which, uint32_t address, uint32_t(&a)[4]) {
+      if constexpr (kKeepsOwn) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) a[j] = fragments[which][kKeepsOwn ? i : 0][j];
+        for (int j = 0; j < 4; ++j) a[j] = fragments[which][i.value][j];
       } else {
-        ldmatrix(a, Warp::square(address, 0, i));
+        Warp::template load<i.value>(a, address);
       }
     };
-    Warp::scores([&](int i, uint32_t(&a)[4]) { load(0, own_lane0, i, a); }, lane0, scores);
-    Warp::scores([&](int i, uint32_t(&a)[4]) { load(1, own_lane1, i, a); }, lane1, products);
+    Warp::scores([&](auto i, uint32_t(&a)[4]) { load_own(i, 0, own_lane0, a); }, lane0, scores);
+    Warp::scores([&](auto i, uint32_t(&a)[4]) { load_own(i, 1, own_lane1, a); }, lane1, products);
 
     uint32_t weights[kTileSquares][4], slopes[kTileSquares][4], seen[2][2] = {};
     const float factor = p.scale * 1.44269504f;

@@ -4,8 +4,11 @@
 // of a lane in a tile: other squares lie at constant distances from it, or from it with bits of the chunk flipped.
 #pragma once
 
+#include "cuda/at_offset.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/mma_first.cuh"
+#include "cuda/unrolled.cuh"
 #include "ops/attention/backward_tile.cuh"
 
 namespace lumos {
@@ -22,47 +25,53 @@ struct Product {
     const int lane = threadIdx.x % 32;
     return tile + Tile::Order::offset(first_row + lane % 16, lane / 16);
   }
-  __device__ static uint32_t square(uint32_t lane_address, int row_square, int square) {
-    constexpr int kGroup = Tile::Order::kGroup;
-    return (lane_address ^ (2 * square % kGroup * 16)) + 2 * square / kGroup * kGroup * 16 +
-           row_square * 16 * Tile::kRowBytes;
+  // Of the lanes in square kSquare of the rows, but for kDistance.
+  template <int kSquare>
+  __device__ static uint32_t turned(uint32_t lane_address) {
+    return lane_address ^ (2 * kSquare % Tile::Order::kGroup * 16);
+  }
+  template <int kRowSquare, int kSquare>
+  static constexpr int kDistance =
+      kRowSquare * 16 * Tile::kRowBytes + 2 * kSquare / Tile::Order::kGroup * Tile::Order::kGroup * 16;
+  // Square kSquare of the lanes' own rows.
+  template <int kSquare>
+  __device__ static void load(uint32_t (&a)[4], uint32_t lane_address) {
+    ldmatrix_at<kDistance<0, kSquare>>(a, turned<kSquare>(lane_address));
   }
 
   // d [16, 64] = rows [16, head_dim] times the transpose of tile [64, head_dim]. load(i, a): square i of the rows
   template <class Load>
   __device__ static void scores(const Load& load, uint32_t tile, float (&d)[2 * kTileSquares][4]) {
-#pragma unroll
-    for (int j = 0; j < 2 * kTileSquares; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) d[j][i] = 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < kSquares; ++i) {
+    unrolled<kSquares>([&](auto square) {
       uint32_t a[4];
-      load(i, a);
-#pragma unroll
-      for (int j = 0; j < kTileSquares; ++j) {
+      load(square, a);
+      unrolled<kTileSquares>([&](auto row_square) {
+        constexpr int j = row_square.value;
         uint32_t b[4];
-        ldmatrix(b, square(tile, j, i));
-        mma<T>(d[2 * j], a, b[0], b[2]);
-        mma<T>(d[2 * j + 1], a, b[1], b[3]);
-      }
-    }
+        ldmatrix_at<kDistance<j, square.value>>(b, turned<square.value>(tile));
+        if constexpr (square.value == 0) {
+          mma_first<T>(d[2 * j], a, b[0], b[2]);
+          mma_first<T>(d[2 * j + 1], a, b[1], b[3]);
+        } else {
+          mma<T>(d[2 * j], a, b[0], b[2]);
+          mma<T>(d[2 * j + 1], a, b[1], b[3]);
+        }
+      });
+    });
   }
 
   // d [16, head_dim] += weights [16, 64] times tile [64, head_dim]
   __device__ static void accumulate(const uint32_t (&weights)[kTileSquares][4], uint32_t tile,
                                     float (&d)[2 * kSquares][4]) {
-#pragma unroll
-    for (int j = 0; j < kTileSquares; ++j) {
-#pragma unroll
-      for (int i = 0; i < kSquares; ++i) {
+    unrolled<kTileSquares>([&](auto row_square) {
+      unrolled<kSquares>([&](auto square) {
         uint32_t b[4];
-        ldmatrix_transposed(b, square(tile, j, i));
+        constexpr int j = row_square.value, i = square.value;
+        ldmatrix_transposed_at<kDistance<j, i>>(b, turned<i>(tile));
         mma<T>(d[2 * i], weights[j], b[0], b[1]);
         mma<T>(d[2 * i + 1], weights[j], b[2], b[3]);
-      }
-    }
+      });
+    });
   }
 
   // out [tokens, head_dim] = factor d, by way of the warp's own rows of `tile`. out: token 0 of the warp

@@ -4,10 +4,12 @@
 // meets the same vectors of every tile, so it may change what it has copied itself without a barrier.
 #pragma once
 
+#include "cuda/at_offset.cuh"
 #include "cuda/cp_async.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/not_finite.cuh"
 #include "cuda/swizzle.cuh"
+#include "cuda/unrolled.cuh"
 #include "cuda/vector.cuh"
 #include "lumos/attention.h"
 
@@ -30,17 +32,15 @@ struct BackwardTile {
 
   // tokens: the first one; rows from num_tokens on become zeros.
   __device__ static void copy(uint32_t tile, const T* tokens, int64_t stride_token, int num_tokens) {
-    const T* source = tokens + own_row() * stride_token + own_lane() * kVectorSize<T>;
+    uint64_t source = __cvta_generic_to_global(tokens + own_row() * stride_token + own_lane() * kVectorSize<T>);
     const uint32_t target = tile + own_offset();
-#pragma unroll
-    for (int i = 0; i < kTokens / kRowStep; ++i) {
-      const uint32_t bytes = own_row() + i * kRowStep < num_tokens ? 16 : 0;
-#pragma unroll
-      for (int j = 0; j < kVectors; ++j) {
-        cp_async(target + i * kRowStep * kRowBytes + j * kLanes * 16, source + j * kLanes * kVectorSize<T>, bytes);
-      }
-      source += kRowStep * stride_token;
-    }
+    unrolled<kTokens / kRowStep>([&](auto i) {
+      const uint32_t bytes = own_row() + i.value * kRowStep < num_tokens ? 16 : 0;
+      unrolled<kVectors>([&](auto j) {
+        cp_async_at<i.value * kRowStep * kRowBytes + j.value * kLanes * 16, j.value * kLanes * 16>(target, source, bytes);
+      });
+      source += kRowStep * stride_token * sizeof(T);
+    });
   }
 
   // body(row, offset of its first own vector) for each own row.
