@@ -69,7 +69,7 @@ void block_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Te
                      const Tensor& out, const Tensor& lse, const Tensor& row_state, const Device& device) {
   lumos_attention_params params =
       block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, lse, row_state);
-  call_on(device, params, lumos_cpu_block_attention);
+  call_on(device, params, LUMOS_LAUNCHERS(block_attention));
 }
 
 void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -114,7 +114,7 @@ void paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pag
   if (workspace.data) expect(workspace, "workspace", LUMOS_INT32, {-1});
   params.workspace = workspace.data;
   params.workspace_bytes = workspace.data ? 4 * workspace.shape[0] : 0;
-  call_on(device, params, lumos_cpu_paged_attention);
+  call_on(device, params, LUMOS_LAUNCHERS(paged_attention));
 }
 
 }  // namespace

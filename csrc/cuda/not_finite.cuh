@@ -30,19 +30,24 @@ __device__ inline uint32_t not_finite(uint32_t pair) {
 }
 constexpr uint32_t kNotFinite = 0x80008000u;
 
-// Two elements as what is finite of them, and as 1 where they are +inf, -inf or (both) NaN; else 0.
+// The elements that are finite; 0 for the others.
 template <class T>
-__device__ inline void split(uint32_t pair, uint32_t* finite, uint32_t* plus, uint32_t* minus) {
-  constexpr uint32_t kExponent = kExponentBits<T>;
-  *finite = *plus = *minus = 0;
+__device__ inline uint32_t finite_part(uint32_t pair) {
+  const uint32_t bad = not_finite<T>(pair) & kNotFinite;
+  return pair & ~((bad >> 15) * 0xffffu);
+}
+
+// 1 where an element is NaN or the infinity of this sign (0 or 0x8000), else 0.
+template <class T>
+__device__ inline uint32_t infinities(uint32_t pair, uint32_t sign) {
+  uint32_t found = 0;
 #pragma unroll
   for (int shift = 0; shift < 32; shift += 16) {
-    const uint32_t x = pair >> shift & 0xffff, one = kOneBits<T> << shift;
-    const bool is_finite = (x & kExponent) != kExponent, is_nan = !is_finite && (x & 0x7fff) != kExponent;
-    if (is_finite) *finite |= x << shift;
-    if (!is_finite && (is_nan || x < 0x8000)) *plus |= one;
-    if (!is_finite && (is_nan || x >= 0x8000)) *minus |= one;
+    const uint32_t x = pair >> shift & 0xffff;
+    const bool is_nan = (x & 0x7fff) > kExponentBits<T>;
+    if (is_nan || x == (kExponentBits<T> | sign)) found |= kOneBits<T> << shift;
   }
+  return found;
 }
 
 }  // namespace lumos

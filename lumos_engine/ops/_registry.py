@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 BACKENDS = ("reference", "cpu", "cuda")
 FLOATS = (torch.float32, torch.bfloat16)
@@ -218,6 +219,20 @@ def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, .
     if tensor is None:
         return None
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride())
+
+
+_device_copies = WeakIdKeyDictionary()  # of tensors on the CPU: {device: copy}
+
+
+def on_device(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` where ``like`` lies. A copy is made once and kept as long as ``tensor``, which must not change: a schedule."""
+    if tensor.device == like.device:
+        return tensor
+    copies_of = _device_copies.setdefault(tensor, {})
+    if like.device not in copies_of:
+        copies_of[like.device] = tensor.to(like.device)
+    copy: Tensor = copies_of[like.device]
+    return copy
 
 
 def call(kernel: str, first: Tensor, *arguments: Any) -> None:

@@ -21,12 +21,14 @@ def block_attention(
     """Softmax attention of every token to the tokens that ``layout`` lets it see.
 
     Args:
-        q: ``[tokens, heads, head_dim]``, float32 or bfloat16 (``reference``: float64 too); head_dim a multiple of 32, at most 256.
+        q: ``[tokens, heads, head_dim]``, float32 or bfloat16; head_dim a multiple of 32, at most 256. ``cuda``: bfloat16 with
+            head_dim 32, 64, 96 or 128, float16 with 64 or 128, float32 with any. ``reference``: float64 too.
         k, v: ``[tokens, kv_heads, head_dim]``; query head h reads key head ``h // (heads // kv_heads)``. Any token and head
-            strides; an argument whose last dimension is not contiguous is copied.
+            strides; an argument whose last dimension is not contiguous is copied, as on cuda is one whose first element or
+            strides are not at multiples of 16 bytes.
         layout: its ``num_tokens`` must be the number of tokens.
         scale: factor of the scores; default ``1 / sqrt(head_dim)``.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         ``out`` like ``q``, contiguous, and ``lse`` float32 ``[tokens, heads]``: the natural logarithm of the sum of the exponentials
@@ -39,8 +41,7 @@ def block_attention(
     """
     op = "block_attention"
     chosen = registry.select_backend(op, q, backend)
-    floats = registry.FLOATS if chosen == "cpu" else (*registry.FLOATS, torch.float16, torch.float64)
-    registry.check_tensor(op, "q", q, dtype=floats, shape=("tokens", "heads", "head_dim"))
+    registry.check_tensor(op, "q", q, dtype=registry.FLOATS_OF[chosen], shape=("tokens", "heads", "head_dim"))
     tokens, heads, head_dim = q.shape
     check_head_dim(op, head_dim)
     for name, tensor in (("k", k), ("v", v)):
@@ -83,7 +84,7 @@ def check_heads(op: str, heads: int, k_heads: int, v_heads: int) -> None:
         raise ValueError(f"{op}: q has {heads} heads, k has {k_heads}; the first must be a multiple of the second")
 
 
-def _forward_cpu(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -98,7 +99,8 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (registry.rows_contiguous("block_attention", name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     results = _forward_fake(q)
-    registry.call("block_attention", q, k, v, intervals, hidden, tiles, row_offsets, row_runs, scale, *results)
+    schedule = [registry.on_device(x, q) for x in (tiles, row_offsets, row_runs)]
+    registry.call("block_attention", q, k, v, intervals, hidden, *schedule, scale, *results)
     return results
 
 
@@ -107,26 +109,33 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32), q.new_empty((*rows, 2), dtype=torch.float32)
 
 
-def _backward_kernel(
+def _gradients(
     grad_out: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
     row_state: Tensor,
-    *schedule_and_scale: Any,
+    intervals: Tensor,
+    hidden: Tensor | None,
+    tiles: Tensor,
+    row_offsets: Tensor,
+    row_runs: Tensor,
+    col_offsets: Tensor,
+    col_runs: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "block_attention_backward"
     named = (("grad_out", grad_out), ("q", q), ("k", k), ("v", v))
     grad_out, q, k, v = (registry.rows_contiguous(op, name, x) for name, x in named)
+    out, row_state = out.contiguous(), row_state.contiguous()
+    schedule = [registry.on_device(x, q) for x in (tiles, row_offsets, row_runs, col_offsets, col_runs)]
     grads = _backward_fake(grad_out, q, k, v)
     workspace = None
     if registry.uses_cuda(op, q):
         num_bytes = registry.extension().block_attention_backward_workspace(*q.shape[:2])
         workspace = q.new_empty(num_bytes // 4, dtype=torch.float32)
-    registry.call(
-        op, grad_out, q, k, v, out.contiguous(), row_state.contiguous(), *schedule_and_scale, *grads, workspace
-    )
+    registry.call(op, grad_out, q, k, v, out, row_state, intervals, hidden, *schedule, scale, *grads, workspace)
     return grads
 
 
@@ -155,7 +164,8 @@ _SCHEDULE = (
 )
 registry.define(
     f"_block_attention(Tensor q, Tensor k, Tensor v, {_SCHEDULE}) -> (Tensor, Tensor, Tensor)",
-    cpu=_forward_cpu,
+    cpu=_forward,
+    cuda=_forward,
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -163,7 +173,7 @@ registry.define(
 registry.define(
     f"_block_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor row_state, {_SCHEDULE})"
     " -> (Tensor, Tensor, Tensor)",
-    cpu=_backward_kernel,
-    cuda=_backward_kernel,
+    cpu=_gradients,
+    cuda=_gradients,
     fake=_backward_fake,
 )

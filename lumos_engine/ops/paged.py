@@ -37,7 +37,7 @@ def paged_attention(
             history must have been dropped from the cache.
         step: ``layout.step(...)``; the keys of its own tokens are in the cache.
         scale: factor of the scores; default ``1 / sqrt(head_dim)``.
-        backend: ``"reference"`` or ``"cpu"``; default by device.
+        backend: ``"reference"``, ``"cpu"`` or ``"cuda"``; default by device.
 
     Returns:
         ``out`` like ``q`` and ``lse`` float32 ``[tokens, heads]``; not differentiable on the cpu backend. With every token kept they
@@ -49,8 +49,7 @@ def paged_attention(
     """
     op = "paged_attention"
     chosen = registry.select_backend(op, q, backend)
-    floats = registry.FLOATS if chosen == "cpu" else (*registry.FLOATS, torch.float16, torch.float64)
-    registry.check_tensor(op, "q", q, dtype=floats, shape=("tokens", "heads", "head_dim"))
+    registry.check_tensor(op, "q", q, dtype=registry.FLOATS_OF[chosen], shape=("tokens", "heads", "head_dim"))
     tokens, heads, head_dim = q.shape
     check_head_dim(op, head_dim)
     shape: tuple[int | str, ...] = ("pages", "page_size", "kv_heads", head_dim)
@@ -74,7 +73,7 @@ def paged_attention(
     )
 
 
-def _paged_attention_cpu(
+def _paged_attention(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
@@ -87,8 +86,12 @@ def _paged_attention_cpu(
     named = (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
     q, k_pages, v_pages = (registry.rows_contiguous("paged_attention", name, x) for name, x in named)
     out, lse = _paged_attention_fake(q)
-    integers = (page_table.contiguous(), key_tiles.contiguous(), intervals, query_tiles)
-    registry.call("paged_attention", q, k_pages, v_pages, *integers, scale, out, lse, None)
+    tables = [registry.on_device(x.contiguous(), q) for x in (page_table, key_tiles, intervals, query_tiles)]
+    workspace = None
+    if registry.uses_cuda("paged_attention", q):
+        num_bytes = registry.extension().paged_attention_workspace(len(query_tiles), len(key_tiles))
+        workspace = torch.empty(num_bytes // 4, dtype=torch.int32, device=q.device)
+    registry.call("paged_attention", q, k_pages, v_pages, *tables, scale, out, lse, workspace)
     return out, lse
 
 
@@ -99,6 +102,7 @@ def _paged_attention_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 registry.define(
     "_paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor key_tiles, Tensor intervals, "
     "Tensor query_tiles, float scale) -> (Tensor, Tensor)",
-    cpu=_paged_attention_cpu,
+    cpu=_paged_attention,
+    cuda=_paged_attention,
     fake=_paged_attention_fake,
 )

@@ -1,0 +1,12 @@
+#include "cuda/device_guard.h"
+#include "ops/attention/forward_launch.h"
+
+extern "C" lumos_status lumos_cuda_block_attention(const lumos_attention_params* params) {
+  return lumos::guarded([&] {
+    const auto& p = *params;
+    lumos::check_forward("block_attention", p);
+    if (p.query_tiles.num_tiles == 0) return;
+    const lumos::DeviceGuard guard(p.device);
+    lumos::select_forward<lumos::PackedRows>("block_attention", p);
+  });
+}

@@ -1,0 +1,60 @@
+// The forward kernels by element type, head_dim and place of the keys. Each is compiled in a file of its own, in instances/.
+#pragma once
+
+#include "cuda/alignment.h"
+#include "cuda/dtype.h"
+#include "lumos/attention.h"
+
+namespace lumos {
+
+template <class T, int kHeadDim>
+class PackedRows;
+template <class T, int kHeadDim>
+class PagedRows;
+
+// On checked params, whose device is the current one.
+template <class T, int kHeadDim, template <class, int> class KeyRows>
+void launch_forward(const lumos_attention_params& params);
+
+inline void check_forward(const char* op, const lumos_attention_params& p) {
+  const auto wide = [](int64_t value) { return static_cast<long long>(value); };
+  require(p.num_kv_heads > 0 && p.num_heads > 0 && p.num_heads % p.num_kv_heads == 0,
+          "%lld query heads cannot share %lld key heads evenly", wide(p.num_heads), wide(p.num_kv_heads));
+  require(p.num_heads <= 65535, "%lld heads are more than a grid holds; the most are 65535", wide(p.num_heads));
+  const int64_t bytes = p.dtype == LUMOS_FLOAT32 ? 4 : 2;
+  const struct {
+    const char* name;
+    const lumos_tokens& tokens;
+  } inputs[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}};
+  for (const auto& [name, x] : inputs) {
+    require_aligned(op, name, x.data, x.stride_token * bytes, x.stride_head * bytes);
+    require_aligned(op, name, x.data, x.stride_page * bytes, x.stride_head * bytes);
+  }
+}
+
+template <template <class, int> class KeyRows>
+void select_forward(const char* op, const lumos_attention_params& p) {
+  if (p.dtype == LUMOS_BFLOAT16) {
+    switch (p.head_dim) {
+      case 32: return launch_forward<__nv_bfloat16, 32, KeyRows>(p);
+      case 64: return launch_forward<__nv_bfloat16, 64, KeyRows>(p);
+      case 96: return launch_forward<__nv_bfloat16, 96, KeyRows>(p);
+      case 128: return launch_forward<__nv_bfloat16, 128, KeyRows>(p);
+      default: break;
+    }
+  } else if (p.dtype == LUMOS_FLOAT16) {
+    switch (p.head_dim) {
+      case 64: return launch_forward<__half, 64, KeyRows>(p);
+      case 128: return launch_forward<__half, 128, KeyRows>(p);
+      default: break;
+    }
+  } else {
+    throw Error(LUMOS_UNSUPPORTED_TYPE, std::string(op) + " on CUDA takes bfloat16 and float16");
+  }
+  require(false,
+          "%s: head_dim is %lld; on CUDA bfloat16 has 32, 64, 96 and 128, float16 has 64 and 128, float32 has all "
+          "multiples of 32 up to 256: convert q, k and v, or pass backend='reference'",
+          op, static_cast<long long>(p.head_dim));
+}
+
+}  // namespace lumos

@@ -1,0 +1,306 @@
+// What a warp of the forward holds of its 32 query rows, and what it does with one key tile of 64 keys.
+//
+// Weights are 2^(score - top), scores in base 2. `top` is the greatest score of the first tile in which the row sees a key,
+// and stays while the weights stay in range: then no maximum is taken and no sum rescaled. Where those of a row sum to more
+// than kLimit in one lane, the row takes the tile's greatest score as its new top, and the weights are computed once more.
+// A lane's columns are the same in every tile, so that depends on the row's own scores and on nothing else.
+//
+// Lane 4 g + t holds rows 16 m + 8 r + g (m, r = 0, 1) and, of keys and channels, columns 8 n + 2 t + c (c = 0, 1), at
+// [m][n][2 r + c].
+#pragma once
+
+#include "cuda/ldmatrix.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/not_finite.cuh"
+#include "cuda/swizzle.cuh"
+#include "ops/attention/tile_visibility.cuh"
+
+namespace lumos {
+
+__device__ inline float exp2_approximate(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+template <class T, int kHeadDim>
+class ForwardRows {
+  static constexpr int kRowBytes = kHeadDim * 2, kDepth = kHeadDim / 16;
+  static constexpr int kKeys = LUMOS_TILE_TOKENS;
+  static constexpr float kLimit = 256.0f;
+  using Order = Swizzle<kRowBytes>;
+  using Scores = float[2][kKeys / 8][4];
+
+ public:
+  static constexpr bool kKeepsQueries = kHeadDim <= 64;  // in registers
+
+  // q: [32, head_dim] in shared memory, num_rows of them queries, the others zeros. factor: scale log2(e)
+  __device__ ForwardRows(uint32_t q, int num_rows, float factor) : factor_(factor) {
+    const int lane = threadIdx.x % 32;
+    q_ = q + Order::offset(lane % 16, lane / 16);
+    k_offset_ = Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    v_offset_ = Order::offset(lane % 16, lane / 16);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        minus_top_[m][r] = sum_[m][r] = 0.0f;
+        topless_ |= uint32_t(16 * m + 8 * r + lane / 4 < num_rows) << (2 * m + r);
+      }
+#pragma unroll
+      for (int n = 0; n < kHeadDim / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc_[m][n][i] = 0.0f;
+      }
+    }
+  }
+
+  __device__ void load_queries() {
+    if constexpr (kKeepsQueries) {
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) query_fragments(d, queries_[d]);
+    }
+  }
+
+  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; `seen` then has the
+  // bits of the keys that row `lane` sees.
+  __device__ void weigh(uint32_t k, bool masked, uint64_t seen) {
+    uint32_t bits[2][2][2] = {};
+    if (masked) spread(seen, bits);
+    float total[2][2];
+    bool raises = fresh_;  // of the whole warp
+    uint32_t rising = topless_, risen = 0;
+    while (true) {
+      Scores s;
+      scores(k + k_offset_, s);
+      if (raises) {
+        raise(s, masked, bits, rising);
+        risen |= rising;
+      }
+      if (masked) {
+        weights<true>(s, bits, total);
+      } else {
+        weights<false>(s, bits, total);
+      }
+      const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
+      if (!__any_sync(~0u, greatest > kLimit)) break;
+      rising = rows_above(total) & ~risen;  // once a tile: the greatest score itself is rounded
+      raises = __any_sync(~0u, rising);
+      if (!raises) break;
+    }
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) sum_[m][r] += total[m][r];
+    }
+  }
+
+  // Adds the weighted values. v: [64, head_dim] in shared memory
+  __device__ void accumulate(uint32_t v) {
+#pragma unroll
+    for (int j = 0; j < kKeys / 16; ++j) {
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) {
+        uint32_t b[4];
+        value_fragments(v, j, d, b);
+        multiply(j, b, acc_, 2 * d);
+      }
+    }
+  }
+
+  // The same where some values are not finite, and reach only the rows whose weight of them is above 0.
+  __device__ void accumulate_checked(uint32_t v) {
+#pragma unroll
+    for (int j = 0; j < kKeys / 16; ++j) {
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) {
+        uint32_t b[4];
+        value_fragments(v, j, d, b);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
+        multiply(j, b, acc_, 2 * d);
+      }
+    }
+#pragma unroll 1
+    for (uint32_t sign = 0; sign < 0x10000; sign += 0x8000) add_infinities(v, sign);
+  }
+
+  // Of the row in which this lane has columns. The whole warp calls it.
+  __device__ float total(int m, int r) const {
+    float x = sum_[m][r];
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+  }
+  // -inf: the row sees nothing.
+  __device__ float top(int m, int r) const { return topless_ >> (2 * m + r) & 1 ? -INFINITY : -minus_top_[m][r]; }
+  __device__ float value(int m, int n, int i) const { return acc_[m][n][i]; }
+
+ private:
+  __device__ static uint32_t chunk_of(uint32_t address, int chunk) {
+    return (address ^ chunk % Order::kGroup * 16) + chunk / Order::kGroup * Order::kGroup * 16;
+  }
+  __device__ void query_fragments(int d, uint32_t (&a)[2][4]) const {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) ldmatrix(a[m], chunk_of(q_, 2 * d) + m * 16 * kRowBytes);
+  }
+  __device__ void value_fragments(uint32_t v, int j, int d, uint32_t (&b)[4]) const {
+    ldmatrix_transposed(b, chunk_of(v + v_offset_, 2 * d) + j * 16 * kRowBytes);
+  }
+
+  // k: with the lane's offset
+  __device__ void scores(uint32_t k, Scores& s) const {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0f;
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      uint32_t a[2][4];
+      if constexpr (kKeepsQueries) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          a[0][i] = queries_[d][0][i];
+          a[1][i] = queries_[d][1][i];
+        }
+      } else {
+        query_fragments(d, a);
+      }
+#pragma unroll
+      for (int j = 0; j < kKeys / 16; ++j) {
+        uint32_t b[4];
+        ldmatrix(b, chunk_of(k, 2 * d) + j * 16 * kRowBytes);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          mma<T>(s[m][2 * j], a[m], b[0], b[1]);
+          mma<T>(s[m][2 * j + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  // acc[:, n and n + 1] += weights of keys 16 j to 16 j + 15 times b
+  template <int kTiles>
+  __device__ void multiply(int j, const uint32_t (&b)[4], float (&acc)[2][kTiles][4], int n) const {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      mma<T>(acc[m][n], weights_[m][j], b[0], b[1]);
+      mma<T>(acc[m][n + 1], weights_[m][j], b[2], b[3]);
+    }
+  }
+
+  // sign: 0x8000 for -inf. NaN counts for both signs.
+  __device__ void add_infinities(uint32_t v, uint32_t sign) {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      float weight[2][2][4] = {};  // of infinities
+#pragma unroll
+      for (int j = 0; j < kKeys / 16; ++j) {
+        uint32_t b[4];
+        value_fragments(v, j, d, b);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[i] = infinities<T>(b[i], sign);
+        multiply(j, b, weight, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        if (weight[i / 8][i / 4 % 2][i % 4] > 0.0f) acc_[i / 8][2 * d + i / 4 % 2][i % 4] += sign ? -INFINITY : INFINITY;
+      }
+    }
+  }
+
+  // From one row a lane to the lane's columns of its rows: bit 8 n + c of 64, in two words.
+  __device__ static void spread(uint64_t seen, uint32_t (&bits)[2][2][2]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = 16 * m + 8 * r + lane / 4;
+        bits[m][r][0] = __shfl_sync(~0u, uint32_t(seen), row) >> lane % 4 * 2;
+        bits[m][r][1] = __shfl_sync(~0u, uint32_t(seen >> 32), row) >> lane % 4 * 2;
+      }
+    }
+  }
+  __device__ static bool sees(const uint32_t (&bits)[2], int n, int c) { return bits[n / 4] >> (n % 4 * 8 + c) & 1; }
+
+  template <bool kMasked>
+  __device__ void weights(const Scores& s, const uint32_t (&bits)[2][2][2], float (&total)[2][2]) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n) {
+          float w[2];
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const float x = fmaf(s[m][n][2 * r + c], factor_, minus_top_[m][r]);
+            w[c] = exp2_approximate(!kMasked || sees(bits[m][r], n, c) ? x : -INFINITY);
+            total[m][r] = n + c == 0 ? w[c] : total[m][r] + w[c];
+          }
+          weights_[m][n / 2][n % 2 * 2 + r] = pack_pair<T>(w[0], w[1]);
+        }
+      }
+    }
+  }
+
+  // Rows of a lane are bits 2 m + r.
+  __device__ static uint32_t rows_above(const float (&total)[2][2]) {
+    const uint32_t quad = 15u << threadIdx.x % 32 / 4 * 4;
+    uint32_t rows = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t lanes = __ballot_sync(~0u, total[i / 2][i % 2] > kLimit);
+      rows |= uint32_t((lanes & quad) != 0) << i;
+    }
+    return rows;
+  }
+
+  // Gives the rows of `rising` the tile's greatest score as their top, where it is greater. The whole warp calls it.
+  __device__ void raise(const Scores& s, bool masked, const uint32_t (&bits)[2][2][2], uint32_t rising) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float greatest = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const bool seen = !masked || sees(bits[m][r], n, c);
+            greatest = fmaxf(greatest, seen ? s[m][n][2 * r + c] * factor_ : -INFINITY);
+          }
+        }
+        greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 1));
+        greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 2));
+        const float before = top(m, r);
+        if (rising >> (2 * m + r) & 1 && greatest > before) {
+          minus_top_[m][r] = -greatest;
+          topless_ &= ~(1u << (2 * m + r));
+          const float shrink = exp2_approximate(before - greatest);
+          sum_[m][r] *= shrink;
+#pragma unroll
+          for (int n = 0; n < kHeadDim / 8; ++n) {
+            acc_[m][n][2 * r] *= shrink;
+            acc_[m][n][2 * r + 1] *= shrink;
+          }
+        }
+      }
+    }
+    fresh_ = __any_sync(~0u, topless_);
+  }
+
+  float factor_;
+  uint32_t q_, k_offset_, v_offset_;
+  bool fresh_ = true;     // some row of the warp has no top yet
+  uint32_t topless_ = 0;  // rows of the lane that have none
+  uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];
+  float acc_[2][kHeadDim / 8][4], minus_top_[2][2], sum_[2][2];
+  uint32_t weights_[2][kKeys / 16][4];
+};
+
+}  // namespace lumos

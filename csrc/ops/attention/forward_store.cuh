@@ -1,0 +1,51 @@
+// Results of a warp's 32 rows, to global memory.
+#pragma once
+
+#include "cuda/vector.cuh"
+#include "ops/attention/forward_rows.cuh"
+
+namespace lumos {
+
+// Natural logarithm of the sum of the exponentials of a row's scores.
+__device__ inline float natural_lse(float top, float sum) {
+  return sum == 0.0f ? -INFINITY : static_cast<float>((top + static_cast<double>(log2f(sum))) * 0.6931471805599453);
+}
+
+// slot_begin: of the first row. own: [32, head_dim] in shared memory, the warp's alone; out goes through it so that
+// global memory sees whole rows.
+template <class T, int kHeadDim>
+__device__ void store_rows(const lumos_attention_params& p, const ForwardRows<T, kHeadDim>& rows, int64_t slot_begin,
+                           int head, int num_rows, unsigned char* own) {
+  using Order = Swizzle<kHeadDim * 2>;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = 16 * m + 8 * r + lane / 4;
+      const float sum = rows.total(m, r), top = rows.top(m, r);
+      const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+#pragma unroll
+      for (int n = 0; n < kHeadDim / 8; ++n) {
+        // + 0: never -0, whatever tiles without a visible key have added.
+        const uint32_t pair = pack_pair<T>(fmaf(rows.value(m, n, 2 * r), inverse, 0.0f),
+                                           fmaf(rows.value(m, n, 2 * r + 1), inverse, 0.0f));
+        *reinterpret_cast<uint32_t*>(own + Order::offset(row, n) + lane % 4 * 4) = pair;
+      }
+      if (lane % 4 == 0 && row < num_rows) {
+        const int64_t place = (slot_begin + row) * p.num_heads + head;
+        p.lse[place] = natural_lse(top, sum);
+        if (p.row_state) *reinterpret_cast<float2*>(p.row_state + 2 * place) = make_float2(top, sum);
+      }
+    }
+  }
+  __syncwarp();
+  constexpr int kChunks = kHeadDim / 8;
+  for (int i = lane; i < num_rows * kChunks; i += 32) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    const uint4 bits = *reinterpret_cast<const uint4*>(own + Order::offset(row, chunk));
+    store_vector(static_cast<T*>(p.out) + ((slot_begin + row) * p.num_heads + head) * kHeadDim + chunk * 8, bits);
+  }
+}
+
+}  // namespace lumos

@@ -1,0 +1,7 @@
+#include "ops/attention/forward_launch.cuh"
+
+namespace lumos {
+
+template void launch_forward<__half, 128, PagedRows>(const lumos_attention_params&);
+
+}  // namespace lumos
