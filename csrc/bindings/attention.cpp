@@ -76,9 +76,11 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
                               const Tensor& out, const Tensor& row_state, const Tensor& intervals, const Tensor& hidden,
                               const Tensor& tile_rows, const Tensor& row_offsets, const Tensor& row_runs,
                               const Tensor& col_offsets, const Tensor& col_runs, double scale, const Tensor& grad_q,
-                              const Tensor& grad_k, const Tensor& grad_v, const Tensor& workspace, const Device& device) {
+                              const Tensor& grad_k, const Tensor& grad_v, const Tensor& workspace,
+                              const Device& device) {
   lumos_attention_backward_params params{};
-  params.forward = block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state);
+  params.forward =
+      block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state);
   expect(row_state, "row_state", LUMOS_FLOAT32, {q.shape[0], q.shape[1], 2});
   expect(grad_out, "grad_out", q.dtype, q.shape, true);
   expect(grad_q, "grad_q", q.dtype, q.shape);

@@ -38,7 +38,8 @@ __device__ inline float exp2_approximate(float x) {
 
 template <class T, int kHeadDim>
 __device__ inline void copy_tile(uint32_t shared, const lumos_tokens& tokens, const Tile& tile, int64_t head) {
-  const T* first = static_cast<const T*>(tokens.data) + tile.slot_begin * tokens.stride_token + head * tokens.stride_head;
+  const T* first =
+      static_cast<const T*>(tokens.data) + tile.slot_begin * tokens.stride_token + head * tokens.stride_head;
   BackwardTile<T, kHeadDim>::copy(shared, first, tokens.stride_token, tile.num_tokens);
 }
 
@@ -73,9 +74,13 @@ __device__ inline void softmax_slope(const float (&scores)[2 * kTileSquares][4],
   }
 }
 
+// Blocks that registers and shared memory of a multiprocessor have room for.
+template <int kHeadDim, bool kOwnsKeys>
+constexpr int kBackwardBlocks = kHeadDim <= (kOwnsKeys ? 32 : 64) ? 3 : 2;
+
 // Block (i, j): tile i (queries: from the last, which see the most) of head j of its side. terms: [heads, tokens]
 template <class T, int kHeadDim, bool kOwnsKeys>
-__global__ void __launch_bounds__(kBackwardThreads, 2)
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kHeadDim, kOwnsKeys>)
     attention_backward_kernel(const lumos_attention_backward_params b, const RowTerms* terms) {
   using Memory = BackwardMemory<T, kHeadDim>;
   using Rows = BackwardTile<T, kHeadDim>;
@@ -106,9 +111,14 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   const auto copy_visited1 = [&] {
     copy_tile<T, kHeadDim>(memory + Memory::kVisited1, sides.visited1, next, head);
     if (kOwnsKeys && Rows::own_lane() == 0) {
-      const RowTerms* first = terms + head * p.num_query_tokens + next.slot_begin;
-      Rows::for_own_rows([&](int row, int) {
-        cp_async(memory + Memory::kTerms + row * sizeof(RowTerms), first + row, row < next.num_tokens ? 16 : 0);
+      constexpr int kBytes = sizeof(RowTerms);
+      const uint64_t first =
+          __cvta_generic_to_global(terms + head * p.num_query_tokens + next.slot_begin + Rows::own_row());
+      unrolled<LUMOS_TILE_TOKENS / Rows::kRowStep>([&](auto i) {
+        constexpr int kDistance = i.value * Rows::kRowStep * kBytes;
+        cp_async_at<Memory::kTerms + kDistance, kDistance>(
+            memory + Rows::own_row() * kBytes, first,
+            Rows::own_row() + i.value * Rows::kRowStep < next.num_tokens ? 16 : 0);
       });
     }
     cp_async_commit();
@@ -116,7 +126,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
 
   float sums0[2 * kSquares][4] = {}, sums1[kOwnsKeys ? 2 * kSquares : 1][4] = {};  // grad_k or grad_q; grad_v
   uint32_t fragments[2][kKeepsOwn ? kSquares : 1][4];
-  const uint32_t own_lane0 = Warp::lane_address(memory + Memory::kOwn0, first_row), own_lane1 = own_lane0 + Memory::kTile;
+  const uint32_t own_lane0 = Warp::lane_address(memory + Memory::kOwn0, first_row),
+                 own_lane1 = own_lane0 + Memory::kTile;
   RowTerms own_terms[2] = {};
   if (!kOwnsKeys) {
 #pragma unroll
@@ -155,14 +166,15 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     const int visited0 = Memory::kVisited0 + buffer * Memory::kTile;
 
     cp_async_wait<0>();
-    if (partial) isolate_rows<T, kHeadDim, kOwnsKeys>(shared + visited0, shared + Memory::kVisited1, shared + Memory::kTerms);
+    if (partial)
+      isolate_rows<T, kHeadDim, kOwnsKeys>(shared + visited0, shared + Memory::kVisited1, shared + Memory::kTerms);
     __syncthreads();  // the visited tile is there for all; nobody reads the other buffer any more
     if (!walk.done()) copy_visited0(buffer ^ 1);
 
     const uint32_t lane0 = Warp::lane_address(memory + visited0, 0);
     const uint32_t lane1 = Warp::lane_address(memory + Memory::kVisited1, 0);
     float scores[2 * kTileSquares][4], products[2 * kTileSquares][4];
-    const auto load_own = [&](auto i, int which, uint32_t address, uint32_t(&a)[4]) {
+    const auto load_own = [&](auto i, int which, uint32_t address, uint32_t (&a)[4]) {
       if constexpr (kKeepsOwn) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) a[j] = fragments[which][i.value][j];
@@ -170,8 +182,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
         Warp::template load<i.value>(a, address);
       }
     };
-    Warp::scores([&](auto i, uint32_t(&a)[4]) { load_own(i, 0, own_lane0, a); }, lane0, scores);
-    Warp::scores([&](auto i, uint32_t(&a)[4]) { load_own(i, 1, own_lane1, a); }, lane1, products);
+    Warp::scores([&](auto i, uint32_t (&a)[4]) { load_own(i, 0, own_lane0, a); }, lane0, scores);
+    Warp::scores([&](auto i, uint32_t (&a)[4]) { load_own(i, 1, own_lane1, a); }, lane1, products);
 
     uint32_t weights[kTileSquares][4], slopes[kTileSquares][4], seen[2][2] = {};
     const float factor = p.scale * 1.44269504f;

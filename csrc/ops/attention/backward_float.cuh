@@ -1,13 +1,13 @@
 // Attention backward in fp32 by plain FMA, any head_dim up to 128: the passes of backward.cuh on halves of tiles.
 //
-// A block has 32 own tokens and goes over the 32 tokens of each visited half tile: scores by 256 threads, four each; then
-// thread (row, i) adds weights times visited rows to the channels 4 i, 4 i + 32, ... of its row.
+// A block has 32 own tokens and goes over the 32 tokens of each visited half tile: scores by 256 threads, four each;
+// then thread (row, i) adds weights times visited rows to the channels 4 i, 4 i + 32, ... of its row.
 #pragma once
 
+#include "lumos/visibility.h"
 #include "ops/attention/backward_rows.cuh"
 #include "ops/attention/backward_sides.cuh"
 #include "ops/attention/tile_walk.cuh"
-#include "lumos/visibility.h"
 
 namespace lumos {
 
@@ -67,7 +67,8 @@ __device__ inline void add_rows(const FloatMemory& memory, const float* weights,
 }
 
 // row: of the own token and head
-__device__ inline void store_row(const FloatMemory& memory, const float4 (&sums)[kFloatVectors], float factor, float* row) {
+__device__ inline void store_row(const FloatMemory& memory, const float4 (&sums)[kFloatVectors], float factor,
+                                 float* row) {
 #pragma unroll
   for (int i = 0; i < kFloatVectors; ++i) {
     const int channel = 4 * (threadIdx.x % kFloatRowThreads + i * kFloatRowThreads);

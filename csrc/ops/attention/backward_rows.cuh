@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(kRowTermsThreads)
   float delta = 0.0f;
   if (exists) {
     const T* out = static_cast<const T*>(p.out) + row * p.head_dim;
-    const T* grad = static_cast<const T*>(b.grad_out.data) + token * b.grad_out.stride_token +
-                    head * b.grad_out.stride_head;
+    const T* grad =
+        static_cast<const T*>(b.grad_out.data) + token * b.grad_out.stride_token + head * b.grad_out.stride_head;
     for (int64_t i = lane * kVectorSize<T>; i < p.head_dim; i += kRowLanes * kVectorSize<T>) {
       float x[kVectorSize<T>], y[kVectorSize<T>];
       to_floats<T>(load_vector(out + i), x);

@@ -19,7 +19,7 @@ constexpr int kBackwardThreads = 128;  // four warps of 16 rows of a tile each
 
 template <class T, int kHeadDim>
 struct BackwardTile {
-  using Order = Swizzle<kHeadDim * int(sizeof(T))>;
+  using Order = Swizzle<kHeadDim* int(sizeof(T))>;
   static constexpr int kTokens = LUMOS_TILE_TOKENS;
   static constexpr int kRowBytes = kHeadDim * sizeof(T), kBytes = kTokens * kRowBytes;
   static constexpr int kLanes = Order::kGroup, kRowStep = kBackwardThreads / kLanes;
@@ -37,7 +37,8 @@ struct BackwardTile {
     unrolled<kTokens / kRowStep>([&](auto i) {
       const uint32_t bytes = own_row() + i.value * kRowStep < num_tokens ? 16 : 0;
       unrolled<kVectors>([&](auto j) {
-        cp_async_at<i.value * kRowStep * kRowBytes + j.value * kLanes * 16, j.value * kLanes * 16>(target, source, bytes);
+        cp_async_at<i.value * kRowStep * kRowBytes + j.value * kLanes * 16, j.value * kLanes * 16>(target, source,
+                                                                                                   bytes);
       });
       source += kRowStep * stride_token * sizeof(T);
     });

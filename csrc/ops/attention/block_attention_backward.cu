@@ -52,9 +52,10 @@ void run(const lumos_attention_backward_params& b) {
             "block_attention_backward: head_dim is %lld; CUDA has 32, 64, 96 and 128: pad the heads or pass "
             "backend='reference'",
             static_cast<long long>(p.head_dim));
-    require(p.num_kv_heads > 0 && p.num_heads > 0 && p.num_heads % p.num_kv_heads == 0 && p.num_heads <= 65535,
-            "block_attention_backward: %lld query heads; they must be at most 65535 and a multiple of the %lld key heads",
-            static_cast<long long>(p.num_heads), static_cast<long long>(p.num_kv_heads));
+    require(
+        p.num_kv_heads > 0 && p.num_heads > 0 && p.num_heads % p.num_kv_heads == 0 && p.num_heads <= 65535,
+        "block_attention_backward: %lld query heads; they must be at most 65535 and a multiple of the %lld key heads",
+        static_cast<long long>(p.num_heads), static_cast<long long>(p.num_kv_heads));
     require(!p.page_table && p.num_query_tokens == p.num_key_tokens && p.key_tiles.rows == p.query_tiles.rows,
             "block_attention_backward takes as many keys as queries, in the same tiles");
     require(p.num_query_tokens < INT_MAX, "block_attention_backward: %lld tokens are more than 32 bits count",
@@ -68,9 +69,9 @@ void run(const lumos_attention_backward_params& b) {
     require_tokens("k", p.k, sizeof(T));
     require_tokens("v", p.v, sizeof(T));
     require_tokens("grad_out", b.grad_out, sizeof(T));
-    const std::pair<const char*, const void*> contiguous[] = {{"out", p.out},           {"grad_q", b.grad_q},
-                                                              {"grad_k", b.grad_k},     {"grad_v", b.grad_v},
-                                                              {"workspace", p.workspace}, {"tiles", p.query_tiles.rows}};
+    const std::pair<const char*, const void*> contiguous[] = {
+        {"out", p.out},       {"grad_q", b.grad_q},       {"grad_k", b.grad_k},
+        {"grad_v", b.grad_v}, {"workspace", p.workspace}, {"tiles", p.query_tiles.rows}};
     for (const auto& [name, data] : contiguous) require_aligned("block_attention_backward", name, data, 0, 0);
     const DeviceGuard guard(p.device);
     const auto stream = static_cast<cudaStream_t>(p.stream);
