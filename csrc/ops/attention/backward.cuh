@@ -78,10 +78,11 @@ __device__ inline void softmax_slope(const float (&scores)[2 * kTileSquares][4],
 template <int kHeadDim, bool kOwnsKeys>
 constexpr int kBackwardBlocks = kHeadDim <= (kOwnsKeys ? 32 : 64) ? 3 : 2;
 
-// Block (i, j): tile i (queries: from the last, which see the most) of head j of its side. terms: [heads, tokens]
+// Block (i, j): tile i (queries: from the last, which see the most) of head j of its side. terms: [heads, tokens].
+// factor: scale log2(e), that of the forward to the bit
 template <class T, int kHeadDim, bool kOwnsKeys>
 __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kHeadDim, kOwnsKeys>)
-    attention_backward_kernel(const lumos_attention_backward_params b, const RowTerms* terms) {
+    attention_backward_kernel(const lumos_attention_backward_params b, const RowTerms* terms, const float factor) {
   using Memory = BackwardMemory<T, kHeadDim>;
   using Rows = BackwardTile<T, kHeadDim>;
   using Warp = Product<T, kHeadDim>;
@@ -106,7 +107,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kHeadDim, kO
   Tile next{};
   const auto copy_visited0 = [&](int buffer) {
     copy_tile<T, kHeadDim>(memory + Memory::kVisited0 + buffer * Memory::kTile, sides.visited0, next, head);
-    cp_async_commit();
   };
   const auto copy_visited1 = [&] {
     copy_tile<T, kHeadDim>(memory + Memory::kVisited1, sides.visited1, next, head);
@@ -121,7 +121,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kHeadDim, kO
             Rows::own_row() + i.value * Rows::kRowStep < next.num_tokens ? 16 : 0);
       });
     }
-    cp_async_commit();
   };
 
   float sums0[2 * kSquares][4] = {}, sums1[kOwnsKeys ? 2 * kSquares : 1][4] = {};  // grad_k or grad_q; grad_v
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kHeadDim, kO
     copy_visited0(0);
     copy_visited1();
     if (kKeepsOwn) {
-      cp_async_wait<0>();
+      cp_async_wait_all();
       __syncthreads();
       unrolled<kKeepsOwn ? kSquares : 0>([&](auto i) {
         Warp::template load<i.value>(fragments[0][i.value], own_lane0);
@@ -165,7 +164,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kHeadDim, kO
     }
     const int visited0 = Memory::kVisited0 + buffer * Memory::kTile;
 
-    cp_async_wait<0>();
+    cp_async_wait_all();
     if (partial)
       isolate_rows<T, kHeadDim, kOwnsKeys>(shared + visited0, shared + Memory::kVisited1, shared + Memory::kTerms);
     __syncthreads();  // the visited tile is there for all; nobody reads the other buffer any more
@@ -186,7 +185,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kHeadDim, kO
     Warp::scores([&](auto i, uint32_t (&a)[4]) { load_own(i, 1, own_lane1, a); }, lane1, products);
 
     uint32_t weights[kTileSquares][4], slopes[kTileSquares][4], seen[2][2] = {};
-    const float factor = p.scale * 1.44269504f;
     const RowTerms* visited_terms = kOwnsKeys ? reinterpret_cast<const RowTerms*>(shared + Memory::kTerms) : own_terms;
     if (masked) {
       OwnMask<kOwnsKeys>::seen(p, own, first_row, visited, seen);

@@ -40,13 +40,14 @@ __device__ inline void load_half(const FloatMemory& memory, const lumos_tokens& 
   }
 }
 
+// Four chains side by side: faster and nearer than one.
 __device__ inline float dot(const float* a, const float* b, int head_dim) {
-  float sum = 0.0f;
+  float4 sum{};
   for (int i = 0; i < head_dim; i += 4) {
     const float4 x = *reinterpret_cast<const float4*>(a + i), y = *reinterpret_cast<const float4*>(b + i);
-    sum = fmaf(x.x, y.x, fmaf(x.y, y.y, fmaf(x.z, y.z, fmaf(x.w, y.w, sum))));
+    sum = {fmaf(x.x, y.x, sum.x), fmaf(x.y, y.y, sum.y), fmaf(x.z, y.z, sum.z), fmaf(x.w, y.w, sum.w)};
   }
-  return sum;
+  return (sum.x + sum.y) + (sum.z + sum.w);
 }
 
 // Skips weights of 0: what is not seen may hold NaN.
@@ -78,10 +79,12 @@ __device__ inline void store_row(const FloatMemory& memory, const float4 (&sums)
   }
 }
 
-// Block (i, j): half i % 2 of tile i / 2, of head j of its side. terms: [heads, tokens]
+// Block (i, j): half i % 2 of tile i / 2, of head j of its side. terms: [heads, tokens].
+// factor: scale log2(e), that of the forward to the bit
 template <bool kOwnsKeys>
 __global__ void __launch_bounds__(kFloatThreads, 2)
-    attention_backward_float_kernel(const lumos_attention_backward_params b, const RowTerms* terms) {
+    attention_backward_float_kernel(const lumos_attention_backward_params b, const RowTerms* terms,
+                                    const float factor) {
   extern __shared__ __align__(16) float shared_floats[];
   const auto& p = b.forward;
   const BackwardSides<kOwnsKeys> sides(b);
@@ -100,7 +103,6 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
   const int row = threadIdx.x / kFloatRowThreads;
   load_half(memory, sides.own0, own, own_begin, own_head, own0);
   load_half(memory, sides.own1, own, own_begin, own_head, own1);
-  const float factor = p.scale * 1.44269504f;
   float4 sums0[kFloatVectors] = {}, sums1[kFloatVectors] = {};
 
   TileWalk<1> walk;

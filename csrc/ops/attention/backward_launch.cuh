@@ -16,7 +16,7 @@ void launch_backward_pass(const lumos_attention_backward_params& b, const RowTer
   const auto& p = b.forward;
   const dim3 grid(static_cast<unsigned>(p.query_tiles.num_tiles),
                   static_cast<unsigned>(kOwnsKeys ? p.num_kv_heads : p.num_heads));
-  kernel<<<grid, kBackwardThreads, kBytes, stream>>>(b, terms);
+  kernel<<<grid, kBackwardThreads, kBytes, stream>>>(b, terms, base2_scale(p));
   check_launch("block_attention_backward");
 }
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "cuda/at_offset.cuh"
-#include "cuda/cp_async.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/not_finite.cuh"
 #include "cuda/swizzle.cuh"
