@@ -67,8 +67,10 @@ def block_attention_backward(
     grad_q: Tensor,
     grad_k: Tensor,
     grad_v: Tensor,
-    num_threads: int,
+    workspace: Tensor,
+    device: Device,
 ) -> None: ...
+def block_attention_backward_workspace(num_query_tokens: int, num_heads: int) -> int: ...
 def paged_attention(
     q: Tensor,
     k_pages: Tensor,

@@ -76,10 +76,11 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
                               const Tensor& out, const Tensor& row_state, const Tensor& intervals, const Tensor& hidden,
                               const Tensor& tile_rows, const Tensor& row_offsets, const Tensor& row_runs,
                               const Tensor& col_offsets, const Tensor& col_runs, double scale, const Tensor& grad_q,
-                              const Tensor& grad_k, const Tensor& grad_v, int num_threads) {
+                              const Tensor& grad_k, const Tensor& grad_v, const Tensor& workspace,
+                              const Device& device) {
   lumos_attention_backward_params params{};
-  params.forward = block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state);
-  params.forward.num_threads = num_threads;
+  params.forward =
+      block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state);
   expect(row_state, "row_state", LUMOS_FLOAT32, {q.shape[0], q.shape[1], 2});
   expect(grad_out, "grad_out", q.dtype, q.shape, true);
   expect(grad_q, "grad_q", q.dtype, q.shape);
@@ -90,7 +91,11 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
   params.grad_k = grad_k.data;
   params.grad_v = grad_v.data;
   params.columns = runs(col_offsets, col_runs, params.forward.key_tiles.num_tiles);
-  call(lumos_cpu_block_attention_backward, params);
+  if (workspace.data) expect(workspace, "workspace", LUMOS_FLOAT32, {-1});
+  params.forward.workspace = workspace.data;
+  params.forward.workspace_bytes = workspace.data ? 4 * workspace.shape[0] : 0;
+  set_device(params.forward, device);
+  launch_on(device, params, LUMOS_LAUNCHERS(block_attention_backward));
 }
 
 void paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
@@ -120,6 +125,7 @@ void paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pag
 void register_attention(pybind11::module_& module) {
   module.def("block_attention", &block_attention);
   module.def("block_attention_backward", &block_attention_backward);
+  module.def("block_attention_backward_workspace", &lumos_block_attention_backward_workspace);
   module.def("paged_attention", &paged_attention);
   module.def("paged_attention_workspace", &lumos_paged_attention_workspace);
 }

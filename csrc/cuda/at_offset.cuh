@@ -30,4 +30,7 @@ __device__ inline void cp_async_at(uint32_t shared, uint64_t global, uint32_t so
                : "memory");
 }
 
+// Waits for all copies of this thread, in whichever groups. The others' copies need a barrier as well.
+__device__ inline void cp_async_wait_all() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
 }  // namespace lumos

@@ -233,6 +233,8 @@ def _place_of(kernel: str, first: Tensor) -> tuple[Any, tuple[int, int, int]]:
     if first.is_cuda:
         return extension(), (first.device.index, torch.cuda.current_stream(first.device).cuda_stream, 0)
     return _emulator, (0, 0, 0)
+
+
 _device_copies = WeakIdKeyDictionary()  # of tensors on the CPU: {device: copy}
 
 

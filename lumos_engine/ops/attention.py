@@ -109,7 +109,7 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32), q.new_empty((*rows, 2), dtype=torch.float32)
 
 
-def _backward_cpu(
+def _gradients(
     grad_out: Tensor,
     q: Tensor,
     k: Tensor,
@@ -125,17 +125,17 @@ def _backward_cpu(
     col_runs: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    op = "block_attention_backward"
     named = (("grad_out", grad_out), ("q", q), ("k", k), ("v", v))
-    grad_out, q, k, v = (registry.rows_contiguous("block_attention", name, x) for name, x in named)
-    out, row_state = out.contiguous(), row_state.contiguous()  # named: a view keeps no tensor alive
+    grad_out, q, k, v = (registry.rows_contiguous(op, name, x) for name, x in named)
+    out, row_state = out.contiguous(), row_state.contiguous()
+    schedule = [registry.on_device(x, q) for x in (tiles, row_offsets, row_runs, col_offsets, col_runs)]
     grads = _backward_fake(grad_out, q, k, v)
-    schedule = (intervals, hidden, tiles, row_offsets, row_runs, col_offsets, col_runs)
-    registry.extension().block_attention_backward(
-        *map(registry.view, (grad_out, q, k, v, out, row_state, *schedule)),
-        scale,
-        *map(registry.view, grads),
-        torch.get_num_threads(),
-    )
+    workspace = None
+    if registry.uses_cuda(op, q):
+        num_bytes = registry.extension().block_attention_backward_workspace(*q.shape[:2])
+        workspace = q.new_empty(num_bytes // 4, dtype=torch.float32)
+    registry.call(op, grad_out, q, k, v, out, row_state, intervals, hidden, *schedule, scale, *grads, workspace)
     return grads
 
 
@@ -173,6 +173,7 @@ registry.define(
 registry.define(
     f"_block_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor row_state, {_SCHEDULE})"
     " -> (Tensor, Tensor, Tensor)",
-    cpu=_backward_cpu,
+    cpu=_gradients,
+    cuda=_gradients,
     fake=_backward_fake,
 )

@@ -67,7 +67,8 @@ typedef struct lumos_attention_params {
   int num_threads;  // of the CPU
   int device;       // CUDA: index of the GPU that holds the tensors
   void* stream;     // CUDA: cudaStream_t of that device
-  void* workspace;  // CUDA, paged keys: lumos_paged_attention_workspace bytes, aligned to 16; may hold anything
+  void* workspace;  // CUDA: for paged keys lumos_paged_attention_workspace bytes, for the backward
+                    // lumos_block_attention_backward_workspace, aligned to 16; may hold anything
   int64_t workspace_bytes;
 } lumos_attention_params;
 
@@ -87,14 +88,24 @@ LUMOS_API lumos_status lumos_cpu_block_attention_backward(const lumos_attention_
 // Paged keys: key_tiles hold virtual slots and are sorted by sequence; `rows` is not read.
 LUMOS_API lumos_status lumos_cpu_paged_attention(const lumos_attention_params* params);
 
-// On CUDA all tensors, tiles, runs and the page table are in memory of the device; base, token, head and page strides of
-// q, k and v in bytes are multiples of 16. What the device memory holds is not checked: nobody waits for it.
+// On CUDA all tensors, tiles, runs and the page table are in memory of the device; base, token, head and page strides
+// of q, k and v in bytes are multiples of 16. What the device memory holds is not checked: nobody waits for it.
 LUMOS_API lumos_status lumos_cuda_block_attention(const lumos_attention_params* params);
 LUMOS_API lumos_status lumos_cuda_paged_attention(const lumos_attention_params* params);
 
 // Of params.workspace, in bytes.
 static inline int64_t lumos_paged_attention_workspace(int64_t num_query_tiles, int64_t num_key_tiles) {
   return 4 * num_query_tiles * (1 + 3 * num_key_tiles);
+}
+
+// grad_out too is aligned; out, row_state and the gradients begin at multiples of 16 bytes.
+LUMOS_API lumos_status lumos_cuda_block_attention_backward(const lumos_attention_backward_params* params);
+
+enum { LUMOS_ROW_TERMS_BYTES = 16 };
+
+// Of params.forward.workspace, in bytes: the terms of every query and head.
+static inline int64_t lumos_block_attention_backward_workspace(int64_t num_query_tokens, int64_t num_heads) {
+  return LUMOS_ROW_TERMS_BYTES * num_query_tokens * num_heads;
 }
 
 #ifdef __cplusplus
