@@ -327,6 +327,14 @@ def test_every_shape_of_block_on_cuda(heads: int, kv_heads: int, rows: int, head
 
 
 @pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize("dtype", DTYPES["cuda"])
+def test_many_blocks_share_a_row_of_weights_on_cuda(dtype: torch.dtype, backend: str) -> None:
+    """More of them than there are slices in the sum over the blocks: 21 of 16 tokens, in fp32 41 of 8."""
+    shapes = [(325, 2, 256), (325, 1, 256), *[(1, 256)] * 4]
+    assert_exact([strategies.randn(shape, dtype, i) for i, shape in enumerate(shapes)], example(325)[1], backend, 3)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
 @pytest.mark.parametrize(("head_dim", "words"), [(288, "up to 256: pass backend='reference'")])
 def test_wider_heads_are_refused_on_cuda(head_dim: int, words: str, backend: str) -> None:
     with running(backend) as place:

@@ -15,16 +15,25 @@ from lumos_engine.testing.backends import BACKENDS, COMPILED, DTYPES, running
 PAGE_SIZE = 16
 
 
-def arguments(tokens: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+def arguments(
+    tokens: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 32,
+    rows: int = 2,
+) -> dict[str, Tensor]:
     """Three pages of 16 slots, poisoned; slots in any order."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"q": (tokens, 4, 32), "k": (tokens, 2, 32), "v": (tokens, 2, 32)}
-    weights = {f"{x}_{name}": (2, 32) for x in "qk" for name in ("weight", "bias")}
+    kv_shape = (tokens, kv_heads, head_dim)
+    shapes = {"q": (tokens, heads, head_dim), "k": kv_shape, "v": kv_shape}
+    weights = {f"{x}_{name}": (rows, head_dim) for x in "qk" for name in ("weight", "bias")}
     tensors = {
         name: strategies.randn(shape, dtype, seed + i) for i, (name, shape) in enumerate({**shapes, **weights}.items())
     }
     positions = torch.randint(0, 3000, (tokens, 3), generator=generator, dtype=torch.int32)
-    pages = {name: torch.full((3, PAGE_SIZE, 2, 32), torch.nan, dtype=dtype) for name in ("k_pages", "v_pages")}
+    pages = {name: torch.full((3, PAGE_SIZE, *kv_shape[1:]), torch.nan, dtype=dtype) for name in ("k_pages", "v_pages")}
     return {**tensors, "positions": positions, **pages, "slots": torch.randperm(48, generator=generator)[:tokens]}
 
 
@@ -37,6 +46,20 @@ def test_bits_are_those_of_the_two_operations(
     given_ = arguments(tokens, dtype, data.draw(st.integers(0, 2**30)))
     for name in ("q", "k", "v"):
         given_[name] = strategies.in_order(given_[name], data.draw(strategies.memory_orders()))
+    assert_bits_of_the_two_operations(given_, parity, schedule, backend)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rows"), [(1, 1, 96, 1), (6, 3, 160, 3), (80, 20, 64, 2), (9, 9, 256, 1), (3, 70, 32, 1)]
+)  # fmt: skip
+def test_every_shape_of_block_on_cuda(heads: int, kv_heads: int, head_dim: int, rows: int, backend: str) -> None:
+    for dtype in DTYPES["cuda"]:
+        assert_bits_of_the_two_operations(arguments(9, dtype, 0, heads, kv_heads, head_dim, rows), False, 1, backend)
+
+
+def assert_bits_of_the_two_operations(given_: dict[str, Tensor], parity: bool, schedule: int, backend: str) -> None:
+    dtype = given_["q"].dtype
     pages = {name: poison.GuardedTensor(given_[name].shape, dtype) for name in ("k_pages", "v_pages")}
     given_.update({name: guarded.tensor for name, guarded in pages.items()})
     with running(backend, schedule) as place, poison.poisoned_outputs():

@@ -20,7 +20,8 @@ __device__ inline void scale_and_shift(float (&x)[kSize], float scale, const Wei
 
 // Blocks of qk_tiles(). kWrites: k and v go to the slots of their tokens.
 template <class T, bool kWrites>
-__global__ void __launch_bounds__(kBlockThreads, 3) qk_norm_kernel(const lumos_qk_norm_params p, const QkTiles tiles) {
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 4 : 3)
+    qk_norm_kernel(const lumos_qk_norm_params p, const QkTiles tiles) {
   constexpr int kSize = kVectorSize<T>;
   __shared__ RotationTable<T> table;
   __shared__ WeightTable<T> affine[4];  // weight of either half, bias of either half
@@ -88,17 +89,17 @@ __global__ void __launch_bounds__(kBlockThreads, 3) qk_norm_kernel(const lumos_q
     }
     const float scale = centre(a, b, has_channels, place.num_vectors, inverse_size, p.eps);
     if (!stores) continue;
+    if (moves_v) {  // now, before the rotation needs the registers
+      T* page = static_cast<T*>(p.v_pages) + out_at;
+      store_vector(page, v_first);
+      store_vector(page + half, v_second);
+    }
     scale_and_shift(a, scale, affine[0], affine[2], place.vector);
     scale_and_shift(b, scale, affine[1], affine[3], place.vector);
     rotate(a, b, cosine, sine);
     T* out = static_cast<T*>(heads.out) + out_at;
     store_vector(out, from_floats<T>(a));
     store_vector(out + half, from_floats<T>(b));
-    if (moves_v) {
-      T* page = static_cast<T*>(p.v_pages) + out_at;
-      store_vector(page, v_first);
-      store_vector(page + half, v_second);
-    }
     out_at += place.num_heads * p.head_dim;
   }
 }

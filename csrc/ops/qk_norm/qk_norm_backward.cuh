@@ -46,14 +46,11 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
                block.first_head * heads.x_stride_head + channel;
   const T* grad_out = static_cast<const T*>(grads.grad_out) + block.token * grads.grad_out_stride_token +
                       block.first_head * grads.grad_out_stride_head + channel;
-  uint4 x_first{}, x_second{}, grad_first{}, grad_second{};
-  const auto load = [&] {
-    x_first = load_vector(x);
-    x_second = load_vector(x + half);
-    grad_first = load_vector(grad_out);
-    grad_second = load_vector(grad_out + half);
-  };
-  if (works && block.own_heads > 0) load();
+  uint4 first{}, second{};
+  if (works && block.own_heads > 0) {
+    first = load_vector(x);
+    second = load_vector(x + half);
+  }
 
   table.fetch(place, p.positions + 3 * block.first_token, p.num_tokens - block.first_token, p.inv_freq, half);
   for (int i = 0; i < 2; ++i) weights[i].fetch(place, heads.weight + block.row * p.head_dim + i * half, half);
@@ -70,17 +67,23 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 #pragma unroll 1
   for (int i = 0; i < block.thread_heads; ++i) {
     float a[kSize], c[kSize], grad_a[kSize], grad_c[kSize];  // a: of the first half, c: of the second
-    to_floats<T>(x_first, a);
-    to_floats<T>(x_second, c);
-    to_floats<T>(grad_first, grad_a);
-    to_floats<T>(grad_second, grad_c);
+    to_floats<T>(first, a);
+    to_floats<T>(second, c);
     if (works && i + 1 < block.own_heads) {
       x += place.num_heads * heads.x_stride_head;
-      grad_out += place.num_heads * grads.grad_out_stride_head;
-      load();
+      first = load_vector(x);
+      second = load_vector(x + half);
     }
     const bool counts = works && i < block.own_heads;
+    uint4 grad_first{}, grad_second{};  // on their way during the statistics: with x they would take too many registers
+    if (counts) {
+      grad_first = load_vector(grad_out);
+      grad_second = load_vector(grad_out + half);
+      grad_out += place.num_heads * grads.grad_out_stride_head;
+    }
     const float scale = centre(a, c, has_channels, place.num_vectors, inverse_size, p.eps);
+    to_floats<T>(grad_first, grad_a);
+    to_floats<T>(grad_second, grad_c);
     rotate(grad_a, grad_c, cosine, sine);
     float weight[2][kSize]{}, total = 0.0f, dot = 0.0f;
     if (has_channels) {
