@@ -78,12 +78,34 @@ def test_of_equal_scores_at_the_cut_off_none_is_masked(backend: str) -> None:
 
 
 @every_backend
+def test_scores_that_differ_in_their_last_bit(backend: str) -> None:
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    for sign in (1, -1):
+        gumbel = sign * (torch.full((64,), 0x3F800000, dtype=torch.int32) + order.int()).view(torch.float32)
+        case: dict[str, Any] = {"confidence": torch.ones(1, 64), "known": torch.zeros(1, 64) > 0, "temperature": 1.0}
+        for num_masked in (1, 30, 31, 62):
+            masked = run({**case, "gumbel": gumbel[None], "num_masked": num_masked}, backend)[0]
+            assert torch.equal(masked, gumbel < gumbel.sort().values[num_masked])
+
+
+@every_backend
+def test_infinite_scores_are_told_apart_from_known_rows(backend: str) -> None:
+    confidence = torch.tensor([[torch.inf, 0.5, 0.1, torch.nan, torch.nan]])
+    known = torch.tensor([[False, False, True, False, False]])
+    for num_masked, expected in ((1, [0, 1, 0, 0, 0]), (2, [0, 1, 0, 0, 0]), (3, [0, 0, 0, 0, 0])):
+        masked = run({"confidence": confidence, "known": known, "num_masked": num_masked}, backend)
+        assert masked.int().tolist() == [expected]
+
+
+@every_backend
 @pytest.mark.parametrize("rows", [8192, 8193, 9000])
-def test_more_rows_than_threads_hold(rows: int, backend: str) -> None:
-    confidence = torch.randperm(rows, generator=torch.Generator().manual_seed(0)) / rows
+@pytest.mark.parametrize("num_masked", [300, 5000])  # the cut-off lies in a further row, and in one that is held
+def test_more_rows_than_threads_hold(rows: int, num_masked: int, backend: str) -> None:
+    confidence = torch.arange(rows).flip(0) / rows
+    confidence[: rows - 1000] = confidence[torch.randperm(rows - 1000, generator=torch.Generator().manual_seed(0))]
     known = torch.arange(rows) % 5 == 0
-    masked = run({"confidence": confidence[None], "known": known[None], "num_masked": 5000}, backend, 4)[0]
-    assert masked.sum() == 5000 and not masked[known].any()
+    masked = run({"confidence": confidence[None], "known": known[None], "num_masked": num_masked}, backend, 4)[0]
+    assert masked.sum() == num_masked and not masked[known].any()
     assert confidence[masked].max() < confidence[~masked & ~known].min()
 
 

@@ -158,9 +158,9 @@ def test_the_raw_operation_touches_nothing_outside_its_arguments_on_cuda(
 
 @pytest.mark.parametrize("backend", ["cuda"])
 def test_numbers_that_the_host_does_not_look_at_on_cuda(backend: str) -> None:
-    """NaN lies above all numbers, as torch sorts."""
+    """NaN lies above all numbers and 0 equals -0, as torch sorts."""
     layout = SequenceLayout.from_segments([[Frame(2, 3)]])
-    ranks = torch.tensor([torch.nan, 5.0, -0.0, 0.0, -torch.inf, torch.nan])
+    ranks = torch.tensor([torch.nan, 5.0, 0.0, -0.0, -torch.inf, torch.nan])
     _, mask = masked_by(backend, layout, torch.tensor([0.5]), ranks, min_ratio=0.5)
     assert torch.equal(mask, ranks.argsort(stable=True) < 4)
 

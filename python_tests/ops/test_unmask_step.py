@@ -280,7 +280,7 @@ def test_sampled_codes_lie_where_the_uniform_points_on_cuda(case: dict[str, Any]
     assert_codes_lie_where_the_uniform_points(case, codes, confidence)
 
 
-ROWS_OF_CLASSES = [1, 4, 7, 8, 31, 256, 1024, 3000, 16384]  # a vector, a warp, several parts, parts of parts
+ROWS_OF_CLASSES = [1, 4, 7, 8, 31, 256, 1024, 16381, 16384]  # a vector, a warp, several parts, parts of parts
 
 
 @compiled_backends
@@ -323,6 +323,37 @@ def test_of_equal_classes_the_first_is_the_most_likely(classes: int, backend: st
         assert torch.equal(codes.cpu()[0], first)
         exact = torch.softmax(logits.double(), -1).max(-1).values
         torch.testing.assert_close(p.cpu().double(), exact, rtol=tolerances.SAMPLING["score"], atol=0)
+
+
+@compiled_backends
+def test_guidance_is_rounded_after_each_operation(backend: str) -> None:
+    """c - u is exact here and its product with g rounds to -u: the sum is 0, or what a fused multiply-add leaves over."""
+    difference = 1.0 + torch.arange(1024) / 2**12 + 2**-20
+    uncond = -(torch.tensor(3.3) * difference)
+    cond = uncond + difference
+    known = torch.zeros(1, 1, dtype=torch.bool)
+    with running(backend) as place:
+        codes, p = ops.sample_codes(
+            place(cond[None, None]), place(uncond[None, None]), place(known),
+            guidance_scale=3.3, sampling_temperature=0.0,
+        )  # fmt: skip
+    assert (int(codes), float(p)) == (0, 1 / 1024)
+
+
+@compiled_backends
+@pytest.mark.parametrize("temperature", [0.6, 0.7, 1.3, 3.0])
+def test_the_quotient_by_the_temperature_is_rounded_once(temperature: float, backend: str) -> None:
+    """Around 10^4 its last bit changes a probability by more than the tolerance."""
+    case = {
+        "cond_logits": strategies.randn((1, 6, 300), torch.float32, 0) + 1e4,
+        "uncond_logits": None,
+        "known": torch.zeros(1, 6, dtype=torch.bool),
+        "sampling_temperature": temperature,
+        "uniforms": torch.linspace(0, 0.99, 6)[None],
+    }
+    with running(backend) as place:
+        codes, confidence = (x.cpu() for x in ops.sample_codes(**placed(case, place)))
+    assert_codes_lie_where_the_uniform_points(case, codes, confidence)
 
 
 @compiled_backends
@@ -412,21 +443,22 @@ def test_rows_that_are_not_aligned_to_16_bytes_are_copied_and_counted_on_cuda(ba
 
 
 @pytest.mark.parametrize("backend", ["cuda"])
-def test_values_that_the_host_does_not_look_at_on_cuda(backend: str) -> None:
-    logits, known = (
-        torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf]).expand(1, 4, 4),
-        torch.zeros(1, 4, dtype=torch.bool),
-    )
+@pytest.mark.parametrize("classes", ROWS_OF_CLASSES)
+def test_values_that_the_host_does_not_look_at_on_cuda(classes: int, backend: str) -> None:
+    first, last = classes // 5, classes - 1 - classes // 4  # possible classes; a uniform of 1 goes beyond all of them
+    logits, known = torch.full((1, 5, classes), -torch.inf), torch.zeros(1, 5, dtype=torch.bool)
+    logits[..., first : last + 1] = 2.0
     with running(backend) as place:
         logits, known = place(logits), place(known)
-        outside = place(torch.tensor([[-1, 4, 2**40, 2]]))
+        outside = place(torch.tensor([[-1, classes, 2**40, last, -(2**40)]]))
         codes, p = ops.sample_codes(logits, None, known, sampled_ids=outside)
-        assert codes.tolist() == [[0, 0, 0, 2]] and p[0, :3].isnan().all() and p[0, 3] == 0.5
-        codes, _ = ops.sample_codes(logits, None, known, uniforms=place(torch.tensor([[-3.0, 1.0, 7.0, torch.nan]])))
-        assert codes.tolist() == [[1, 2, 2, 2]]
-        hopeless = logits.new_full((1, 4, 4), torch.nan)
-        codes, p = ops.sample_codes(hopeless, None, known, uniforms=place(torch.rand(1, 4)))
-        assert codes.tolist() == [[0] * 4] and p.isnan().all()
+        assert codes.tolist() == [[0, 0, 0, last, 0]] and p[0].isnan().tolist() == [True, True, True, False, True]
+        uniforms = place(torch.tensor([[-3.0, 1.0, 7.0, torch.nan, torch.inf]]))
+        codes, p = ops.sample_codes(logits, None, known, uniforms=uniforms)
+        assert codes.tolist() == [[first, last, last, last, last]]
+        assert not p.isnan().any()
+        codes, p = ops.sample_codes(logits * torch.nan, None, known, uniforms=uniforms)
+        assert codes.tolist() == [[0] * 5] and p.isnan().all()
 
 
 @compiled_backends

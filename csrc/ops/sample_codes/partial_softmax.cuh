@@ -8,8 +8,8 @@ namespace lumos {
 constexpr unsigned kWholeWarp = 0xffffffff;
 
 struct PartialSoftmax {
-  float largest = -INFINITY;
-  float sum = 0.0f;  // of exp(x - origin(largest)); NaN if an x is
+  float largest;  // -INFINITY of none
+  float sum;      // of exp(x - origin(largest)); NaN if an x is
 };
 
 // What exponents are taken relative to: `largest`, but for -inf, the largest of impossible classes only.
@@ -40,7 +40,7 @@ template <class T, bool kGuided>
 __device__ inline PartialSoftmax partial_softmax(const RowLogits<T, kGuided>& logits, int begin, int end) {
   constexpr int kSize = kVectorSize<T>, kBatch = kGuided ? 2 : 4;  // four loads of a thread on their way
   const int whole = min(end, logits.num_classes / kSize);
-  PartialSoftmax partial;
+  PartialSoftmax partial = {-INFINITY, 0.0f};
   int vector = begin + threadIdx.x % 32;
   for (; vector + (kBatch - 1) * 32 < whole; vector += kBatch * 32) {
     typename RowLogits<T, kGuided>::Vector bits[kBatch];

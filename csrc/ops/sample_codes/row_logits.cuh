@@ -6,7 +6,7 @@
 namespace lumos {
 
 // 1 / temperature = upper + lower, upper rounded towards zero. x * upper + x * lower then is x / temperature, rounded
-// once but for one x in some 2^22, and infinite where x is: lower is never 0.
+// once but for about one x in 2^24, and infinite where x is: lower is never 0.
 struct Reciprocal {
   float upper, lower;
 };

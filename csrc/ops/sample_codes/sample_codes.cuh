@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kRowWarps * 32)
     }
     return;
   }
-  const int64_t sample = row / p.num_rows, in_sample = row % p.num_rows;
+  const unsigned rows = static_cast<unsigned>(p.num_rows);  // there are no more rows than a grid has blocks
+  const int64_t sample = blockIdx.x / rows, in_sample = blockIdx.x % rows;
   RowLogits<T, kGuided> logits;
   logits.cond = static_cast<const T*>(p.cond) + sample * p.cond_stride_sample + in_sample * p.cond_stride_row;
   if constexpr (kGuided) {
