@@ -1,0 +1,155 @@
+"""What decides the speed of attention on CUDA, counted by the machine that executes the kernels' PTX: no GPU is needed.
+
+    python bench/cuda_counters.py --frames 7 --json counters.json
+
+Of each kernel and layout, on one head: matrix products (mma) issued over those that the visible pairs need, the warp instructions
+of all other kinds for each needed mma, sectors over bytes asked of global memory, wavefronts of shared memory over the ideal.
+``hidden``: 70 % of each frame's tokens hidden as history, behind the others as ``layout.with_tube`` orders them.
+
+``estimate``: a roofline, no measurement: the larger of the time that the mma take and the time that the other instructions take to
+issue, at the rates of ``GPUS``, as the share of the peak that the needed products reach. Memory, latency and the order of instructions
+are left out, and instructions are PTX: moves, which mostly vanish, are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lumos_engine import Frame, SequenceLayout, Text, ops
+from lumos_engine.ops import attention  # noqa: F401  (registers torch.ops.lumos._block_attention)
+from lumos_engine.testing import emulation, strategies
+from lumos_engine.tubes import TubePattern
+
+MMA_PAIRS, MMA_DEPTH = 16 * 8, 16  # of m16n8k16
+LAYOUTS = {"64 + {} x 1024": (64, Frame(32, 32)), "100 + {} x 1828": (100, Frame(32, 56, newlines=True, header=3, footer=1))}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Per multiprocessor: mma m16n8k16 (mma.sync, dense, fp32 sums) a cycle, and warp instructions issued a cycle."""
+
+    mma_per_cycle: float
+    issued_per_cycle: float = 4.0
+
+
+# 312 TFLOP/s at 1.41 GHz on 108 multiprocessors; mma.sync on an H100 SXM reaches about 62 % of 989 TFLOP/s at 1.755 GHz on 132.
+GPUS = {"A100": Gpu(0.5), "H100 (mma.sync)": Gpu(0.64)}
+
+
+def layouts(frames: int, share_hidden: float) -> Iterator[tuple[str, SequenceLayout]]:
+    for name, (text, frame) in LAYOUTS.items():
+        layout = SequenceLayout.from_segments([[Text(text), *[frame] * frames]])
+        yield name.format(frames), layout
+        content = frame.height * (frame.width + frame.newlines)
+        masked = torch.zeros(1, content, dtype=torch.bool)
+        masked[0, torch.randperm(content, generator=torch.Generator().manual_seed(0))[: int(share_hidden * content)]] = True
+        yield name.format(frames) + " hidden", layout.with_tube(TubePattern(masked.expand(frames, -1), "tube", (share_hidden,)))
+
+
+def visible_pairs(layout: SequenceLayout) -> int:
+    return sum(int(layout.visible(i).sum()) for i in range(layout.num_sequences))
+
+
+def counted(launches: list[dict[str, Any]], needed_mma: float) -> dict[str, Any]:
+    """The numbers of one call, all its kernels together."""
+    instructions: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
+    for launch in launches:
+        for line in launch["lines"]:
+            instructions[line["class"]] += line["instructions"]
+            if line["class"].startswith(("global", "async")):
+                sums["bytes"] += line["bytes"]
+                sums["sectors"] += line["sectors"]
+            sums["wavefronts"] += line["wavefronts"]
+            sums["ideal_wavefronts"] += line["ideal_wavefronts"]
+    mma = instructions.pop("mma")
+    move = instructions.pop("move", 0)
+    other = sum(instructions.values())
+    estimates = {}
+    for name, gpu in GPUS.items():
+        cycles = max(mma / gpu.mma_per_cycle, (mma + other) / gpu.issued_per_cycle)
+        estimates[name] = needed_mma / gpu.mma_per_cycle / cycles
+    return {
+        "mma": mma,
+        "needed_mma": needed_mma,
+        "mma_per_needed": mma / needed_mma,
+        "others_per_needed": (other + move) / needed_mma,
+        "moves_per_needed": move / needed_mma,
+        "by_class_per_needed": {name: count / needed_mma for name, count in sorted(instructions.items())},
+        "sector_bytes_per_byte": 32 * sums["sectors"] / sums["bytes"],
+        "wavefronts_per_ideal": sums["wavefronts"] / sums["ideal_wavefronts"],
+        "estimate_of_peak": estimates,
+    }
+
+
+def forward(layout: SequenceLayout, head_dim: int, dtype: torch.dtype) -> Callable[[], object]:
+    q, k, v = (strategies.randn((layout.num_tokens, 1, head_dim), dtype, i) for i in range(3))
+    return partial(ops.block_attention, q, k, v, layout)
+
+
+def backward(layout: SequenceLayout, head_dim: int, dtype: torch.dtype) -> Callable[[], object]:
+    """After a forward that is not counted."""
+    q, k, v, grad = (strategies.randn((layout.num_tokens, 1, head_dim), dtype, i) for i in range(4))
+    rows = layout.schedule()
+    runs = (rows.tiles, rows.row_offsets, rows.row_runs, rows.col_offsets, rows.col_runs)
+    schedule = (layout.intervals, layout.hidden, *runs, head_dim**-0.5)
+    out, _, row_state = torch.ops.lumos._block_attention(q, k, v, *schedule)
+    return partial(torch.ops.lumos._block_attention_backward, grad, q, k, v, out, row_state, *schedule)
+
+
+# name: (call to count, products of the size of Q K^T that a visible pair needs)
+KERNELS: dict[str, tuple[Callable[[SequenceLayout, int, torch.dtype], Callable[[], object]], int]] = {
+    "forward": (forward, 2),
+    "backward": (backward, 5),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=7)
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--hidden", type=float, default=0.7, help="share of a frame's tokens")
+    parser.add_argument("--json", type=Path, help="write the table here as well")
+    arguments = parser.parse_args()
+
+    rows = []
+    for name, layout in layouts(arguments.frames, arguments.hidden):
+        pairs = visible_pairs(layout)
+        for kernel in arguments.kernels:
+            for head_dim in arguments.head_dims:
+                make, products = KERNELS[kernel]
+                call = make(layout, head_dim, torch.bfloat16)
+                with emulation.ptxvm(check_races=False) as machine, torch.no_grad():
+                    call()
+                    launches = machine.launches
+                needed = products * pairs * head_dim / (MMA_PAIRS * MMA_DEPTH)
+                row = {"kernel": kernel, "layout": name, "head_dim": head_dim, **counted(launches, needed)}
+                rows.append(row)
+                print(
+                    f"{kernel} {head_dim:3} {name:24} mma/needed {row['mma_per_needed']:.3f}  others/needed "
+                    f"{row['others_per_needed']:.2f} (moves {row['moves_per_needed']:.2f})  sectors "
+                    f"{row['sector_bytes_per_byte']:.3f}  wavefronts {row['wavefronts_per_ideal']:.3f}  estimate "
+                    + ", ".join(f"{gpu} {share:.0%}" for gpu, share in row["estimate_of_peak"].items())
+                )
+                print("    " + ", ".join(f"{kind} {share:.2f}" for kind, share in row["by_class_per_needed"].items()))
+    work = {(row["kernel"], row["head_dim"], row["layout"]): row["mma"] for row in rows}
+    for (kernel, head_dim, name), mma in work.items():
+        if name.endswith(" hidden"):
+            whole = work[kernel, head_dim, name.removesuffix(" hidden")]
+            print(f"{kernel} {head_dim:3} {name:24} {mma / whole:.3f} of the products without hidden keys")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"frames": arguments.frames, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
