@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from lumos_engine import Frame, SequenceLayout, Text, ops
+from lumos_engine.ops import attention  # noqa: F401  (registers torch.ops.lumos._block_attention)
 from lumos_engine.testing import emulation, strategies
 from lumos_engine.tubes import TubePattern
 
@@ -95,9 +96,20 @@ def forward(layout: SequenceLayout, head_dim: int, dtype: torch.dtype) -> Callab
     return partial(ops.block_attention, q, k, v, layout)
 
 
+def backward(layout: SequenceLayout, head_dim: int, dtype: torch.dtype) -> Callable[[], object]:
+    """After a forward that is not counted."""
+    q, k, v, grad = (strategies.randn((layout.num_tokens, 1, head_dim), dtype, i) for i in range(4))
+    rows = layout.schedule()
+    runs = (rows.tiles, rows.row_offsets, rows.row_runs, rows.col_offsets, rows.col_runs)
+    schedule = (layout.intervals, layout.hidden, *runs, head_dim**-0.5)
+    out, _, row_state = torch.ops.lumos._block_attention(q, k, v, *schedule)
+    return partial(torch.ops.lumos._block_attention_backward, grad, q, k, v, out, row_state, *schedule)
+
+
 # name: (call to count, products of the size of Q K^T that a visible pair needs)
 KERNELS: dict[str, tuple[Callable[[SequenceLayout, int, torch.dtype], Callable[[], object]], int]] = {
     "forward": (forward, 2),
+    "backward": (backward, 5),
 }
 
 
