@@ -30,7 +30,7 @@ KERNELS = [
 ]
 NAMES = ("grad_q", "grad_k", "grad_v")
 LOG2_E = 1.4426950408889634
-ROWS = 250  # the bound is a multiple of eager torch's largest error, and of few rows that is a matter of luck
+ROWS = 150  # the bound is a multiple of eager torch's largest error, and of few rows that is a matter of luck
 
 pytestmark = pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels
 VIDEO: list[Text | Frame] = [Text(7), Frame(8, 8, newlines=True, header=3, footer=1), Frame(8, 8), Text(70)]
@@ -194,12 +194,20 @@ def test_keys_that_nobody_sees_may_hold_nan(
     assert bool((dirty[2][~seen] == 0).all())
 
 
-@pytest.mark.parametrize("kernel", [(BF16, 64), (BF16, 96), (FP16, 128), (FP32, 32)], ids=str)
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("kernel", "value"),
+    [
+        ((BF16, 64), float("nan")),
+        ((BF16, 96), float("inf")),
+        ((FP16, 128), float("nan")),
+        ((FP32, 32), float("nan")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("poisoned", range(4))
 @pytest.mark.parametrize("segment", [2, 3])
 def test_nan_stays_with_the_tokens_that_see_it(
-    segment: int, poisoned: int, value: float, kernel: tuple[torch.dtype, int], backend: str
+    segment: int, poisoned: int, kernel: tuple[torch.dtype, int], value: float, backend: str
 ) -> None:
     """One token of a frame, or of text, whose tile holds tokens that see it beside tokens that do not."""
     layout = SequenceLayout.from_segments([VIDEO])

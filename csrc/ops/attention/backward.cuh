@@ -76,7 +76,7 @@ __device__ inline void softmax_slope(const float (&scores)[2 * kTileSquares][4],
 
 // Blocks that registers and shared memory of a multiprocessor have room for.
 template <int kHeadDim, bool kOwnsKeys>
-constexpr int kBackwardBlocks = kHeadDim <= (kOwnsKeys ? 32 : 64) ? 3 : 2;
+constexpr int kBackwardBlocks = !kOwnsKeys && kHeadDim <= 64 ? 3 : 2;
 
 // Block (i, j): tile i (queries: from the last, which see the most) of head j of its side. terms: [heads, tokens].
 // factor: scale log2(e), that of the forward to the bit

@@ -43,6 +43,7 @@ __device__ inline void load_half(const FloatMemory& memory, const lumos_tokens& 
 // Four chains side by side: faster and nearer than one.
 __device__ inline float dot(const float* a, const float* b, int head_dim) {
   float4 sum{};
+#pragma unroll 2
   for (int i = 0; i < head_dim; i += 4) {
     const float4 x = *reinterpret_cast<const float4*>(a + i), y = *reinterpret_cast<const float4*>(b + i);
     sum = {fmaf(x.x, y.x, sum.x), fmaf(x.y, y.y, sum.y), fmaf(x.z, y.z, sum.z), fmaf(x.w, y.w, sum.w)};
