@@ -29,7 +29,10 @@ from lumos_engine.testing import emulation, strategies
 from lumos_engine.tubes import TubePattern
 
 MMA_PAIRS, MMA_DEPTH = 16 * 8, 16  # of m16n8k16
-LAYOUTS = {"64 + {} x 1024": (64, Frame(32, 32)), "100 + {} x 1828": (100, Frame(32, 56, newlines=True, header=3, footer=1))}
+LAYOUTS = {
+    "64 + {} x 1024": (64, Frame(32, 32)),
+    "100 + {} x 1828": (100, Frame(32, 56, newlines=True, header=3, footer=1)),
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,13 @@ def layouts(frames: int, share_hidden: float) -> Iterator[tuple[str, SequenceLay
         yield name.format(frames), layout
         content = frame.height * (frame.width + frame.newlines)
         masked = torch.zeros(1, content, dtype=torch.bool)
-        masked[0, torch.randperm(content, generator=torch.Generator().manual_seed(0))[: int(share_hidden * content)]] = True
-        yield name.format(frames) + " hidden", layout.with_tube(TubePattern(masked.expand(frames, -1), "tube", (share_hidden,)))
+        masked[
+            0, torch.randperm(content, generator=torch.Generator().manual_seed(0))[: int(share_hidden * content)]
+        ] = True
+        yield (
+            name.format(frames) + " hidden",
+            layout.with_tube(TubePattern(masked.expand(frames, -1), "tube", (share_hidden,))),
+        )
 
 
 def visible_pairs(layout: SequenceLayout) -> int:

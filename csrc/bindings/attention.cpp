@@ -78,7 +78,8 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
                               const Tensor& col_offsets, const Tensor& col_runs, double scale, const Tensor& grad_q,
                               const Tensor& grad_k, const Tensor& grad_v, int num_threads) {
   lumos_attention_backward_params params{};
-  params.forward = block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state);
+  params.forward =
+      block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, {}, row_state);
   params.forward.num_threads = num_threads;
   expect(row_state, "row_state", LUMOS_FLOAT32, {q.shape[0], q.shape[1], 2});
   expect(grad_out, "grad_out", q.dtype, q.shape, true);

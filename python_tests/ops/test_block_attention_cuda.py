@@ -16,14 +16,23 @@ from lumos_engine.testing.backends import running
 
 HEAD_DIMS = {torch.bfloat16: (32, 64, 96, 128), torch.float16: (64, 128), torch.float32: (32, 64, 96, 128, 160, 256)}
 KERNELS = [(dtype, head_dim) for dtype, head_dims in HEAD_DIMS.items() for head_dim in head_dims]
-VIDEO: list[Text | Frame] = [Text(7), Frame(8, 8, newlines=True, header=3, footer=1), Frame(8, 8, newlines=True), Text(70)]
+VIDEO: list[Text | Frame] = [
+    Text(7),
+    Frame(8, 8, newlines=True, header=3, footer=1),
+    Frame(8, 8, newlines=True),
+    Text(70),
+]
 
 on_cuda = pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels
 every_kernel = pytest.mark.parametrize(("dtype", "head_dim"), KERNELS, ids=lambda x: str(x).removeprefix("torch."))
-both_sides = pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2)])  # two query tiles, or two heads, in a block
+both_sides = pytest.mark.parametrize(
+    ("heads", "kv_heads"), [(1, 1), (4, 2)]
+)  # two query tiles, or two heads, in a block
 
 
-def inputs(layout: SequenceLayout, dtype: torch.dtype, head_dim: int, heads: int = 2, kv_heads: int = 1) -> list[Tensor]:
+def inputs(
+    layout: SequenceLayout, dtype: torch.dtype, head_dim: int, heads: int = 2, kv_heads: int = 1
+) -> list[Tensor]:
     shapes = [(layout.num_tokens, count, head_dim) for count in (heads, kv_heads, kv_heads)]
     return [strategies.randn(shape, dtype, i) for i, shape in enumerate(shapes)]
 
@@ -63,7 +72,9 @@ def assert_exact(layout: SequenceLayout, tensors: list[Tensor], schedule: int | 
 @every_kernel
 def test_every_kernel_is_exact(dtype: torch.dtype, head_dim: int, backend: str) -> None:
     for schedule, (heads, kv_heads) in enumerate([(2, 2), (4, 2)]):
-        assert_exact(SequenceLayout.from_segments([VIDEO]), inputs(layout_of(VIDEO), dtype, head_dim, heads, kv_heads), schedule)
+        assert_exact(
+            SequenceLayout.from_segments([VIDEO]), inputs(layout_of(VIDEO), dtype, head_dim, heads, kv_heads), schedule
+        )
 
 
 def layout_of(*sequences: list[Text | Frame]) -> SequenceLayout:
@@ -259,7 +270,11 @@ def test_strides_and_offsets_change_no_bit(dtype: torch.dtype, head_dim: int, ba
             tokens, heads, _ = x.shape
             room = torch.full((heads * tokens + 1, head_dim + (i + 1) * unit), float("nan"), dtype=dtype)
             rows = room.flatten()[unit : unit + heads * tokens * room.shape[1]].view(heads * tokens, -1)[:, :head_dim]
-            view = rows.unflatten(0, (heads, tokens)).transpose(0, 1) if heads_outside else rows.unflatten(0, (tokens, heads))
+            view = (
+                rows.unflatten(0, (heads, tokens)).transpose(0, 1)
+                if heads_outside
+                else rows.unflatten(0, (tokens, heads))
+            )
             strided.append(view.copy_(x))
         assert_same(attend(*strided, layout, 1), expected)
     assert sum(copies.values()) == before

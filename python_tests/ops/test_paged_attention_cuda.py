@@ -19,7 +19,12 @@ KERNELS = [
     *((torch.float16, head_dim) for head_dim in (64, 128)),
     *((torch.float32, head_dim) for head_dim in (32, 128, 256)),
 ]
-VIDEO: list[Text | Frame] = [Text(7), Frame(8, 8, newlines=True, header=3, footer=1), Frame(8, 8, newlines=True), Text(70)]
+VIDEO: list[Text | Frame] = [
+    Text(7),
+    Frame(8, 8, newlines=True, header=3, footer=1),
+    Frame(8, 8, newlines=True),
+    Text(70),
+]
 PAGE_SIZES = (16, 48, 64, 256)
 
 on_cuda = pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels
@@ -95,7 +100,9 @@ def test_pages_with_strides(dtype: torch.dtype, backend: str) -> None:
 def test_properties(dtypes: tuple[torch.dtype, ...], backend: str) -> None:
     with running(backend, 5) as place:
 
-        def kernel(q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, *rest: object, **options: float) -> object:
+        def kernel(
+            q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, *rest: object, **options: float
+        ) -> object:
             key_tiles, step = rest
             q = place(q)
             step = replace(step, intervals=step.intervals.to(q.device))

@@ -87,8 +87,8 @@ LUMOS_API lumos_status lumos_cpu_block_attention_backward(const lumos_attention_
 // Paged keys: key_tiles hold virtual slots and are sorted by sequence; `rows` is not read.
 LUMOS_API lumos_status lumos_cpu_paged_attention(const lumos_attention_params* params);
 
-// On CUDA all tensors, tiles, runs and the page table are in memory of the device; base, token, head and page strides of
-// q, k and v in bytes are multiples of 16. What the device memory holds is not checked: nobody waits for it.
+// On CUDA all tensors, tiles, runs and the page table are in memory of the device; base, token, head and page strides
+// of q, k and v in bytes are multiples of 16. What the device memory holds is not checked: nobody waits for it.
 LUMOS_API lumos_status lumos_cuda_block_attention(const lumos_attention_params* params);
 LUMOS_API lumos_status lumos_cuda_paged_attention(const lumos_attention_params* params);
 

@@ -2,9 +2,9 @@
 //
 //   out[q] = sum_k p[q, k] v[k], p = softmax of scale <q, k> over the keys that q sees
 //
-// A block of 4 warps has two sides of 64 rows: two query tiles of one head, or one query tile of two heads that share their
-// keys. It walks over the key tiles that any side meets; those of keys and values, in turn, go through three stages of
-// shared memory, two of which travel while the third is worked on:
+// A block of 4 warps has two sides of 64 rows: two query tiles of one head, or one query tile of two heads that share
+// their keys. It walks over the key tiles that any side meets; those of keys and values, in turn, go through three
+// stages of shared memory, two of which travel while the third is worked on:
 //
 //   wait for K; barrier; ask for the next tile's K; weights = 2^(factor Q K^T - top); l += their sum
 //   wait for V; barrier; ask for the next tile's V; out += weights V
@@ -42,8 +42,8 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
   return found;
 }
 
-// What a warp does with a key tile: nothing where its side does not meet the tile or it has no queries; mask by the bounds
-// of the queries, or the end of the tile, or not at all.
+// What a warp does with a key tile: nothing where its side does not meet the tile or it has no queries; mask by the
+// bounds of the queries, or the end of the tile, or not at all.
 enum WarpWork { kNothing, kByQuery, kByLength, kUnmasked };
 
 // One step of a block's walk over the key tiles.
