@@ -2,9 +2,9 @@
 //
 //   out[q] = sum_k p[q, k] v[k], p = softmax of scale <q, k> over the keys that q sees
 //
-// A block of 4 warps has two sides of 64 rows: two query tiles of one head, or one query tile of two heads that share their
-// keys. It walks over the key tiles that any side meets; those of keys and values, in turn, go through three stages of
-// shared memory, two of which travel while the third is worked on:
+// A block of 4 warps has two sides of 64 rows: two query tiles of one head, or one query tile of two heads that share
+// their keys. It walks over the key tiles that any side meets; those of keys and values, in turn, go through three
+// stages of shared memory, two of which travel while the third is worked on:
 //
 //   wait for K; barrier; ask for the next tile's K; weights = 2^(factor Q K^T - top); l += their sum
 //   wait for V; barrier; ask for the next tile's V; out += weights V
@@ -42,12 +42,16 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
   return found;
 }
 
+// What a warp does with a key tile: nothing where its side does not meet the tile or it has no queries; mask by the
+// bounds of the queries, or the end of the tile, or not at all.
+enum WarpWork { kNothing, kByQuery, kByLength, kUnmasked };
+
 // One step of a block's walk over the key tiles.
-struct alignas(16) WalkStep {
+struct alignas(64) WalkStep {
   Tile keys;
-  int states[kForwardWarps];  // TileState; kUnseen for a warp without queries
-  int exists;                 // else the walk is over
-  int partial;                // for some warp
+  int works[kForwardWarps];  // WarpWork
+  int exists;                // else the walk is over
+  int partial;               // for some warp
 };
 
 // What a block knows in shared memory, to spare registers: thread 0 walks, two steps ahead of the others.
@@ -68,13 +72,14 @@ struct ForwardBlock {
     step.exists = !walk.done();
     if (!step.exists) return;
     step.keys = load_tile(key_tiles, walk.tile);
+    const WarpWork whole = step.keys.num_tokens == LUMOS_TILE_TOKENS ? kUnmasked : kByLength;
     step.partial = false;
 #pragma unroll
     for (int w = 0; w < kForwardWarps; ++w) {
       const int side = w * kWarpRows / LUMOS_TILE_TOKENS;
-      const bool works = sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS;
-      step.states[w] = works ? walk.states[side] : kUnseen;
-      step.partial |= step.states[w] == kPartial;
+      const bool works = sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS && walk.states[side] != kUnseen;
+      step.works[w] = !works ? kNothing : walk.states[side] == kPartial ? kByQuery : whole;
+      step.partial |= step.works[w] == kByQuery;
     }
     walk.next();
   }
@@ -116,9 +121,9 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   }
   __syncthreads();
 
-  const int warp = threadIdx.x / 32;
-  unsigned char* const own_queries = shared + warp * kWarpRows * kHeadDim * 2;
-  Rows rows(shared_address(own_queries), block.num_rows(), factor);
+  // Of the warp, [32, head_dim]; it may write results there.
+  const auto own_queries = [&] { return shared + threadIdx.x / 32 * kWarpRows * kHeadDim * 2; };
+  Rows rows(shared_address(own_queries()), block.num_rows(), factor);
 
   const auto copy_k = [&](const Tile& keys, int stage) {
     copy_keys<Keys, kHeadDim>(p, keys, static_cast<const T*>(block.k), p.k, own_chunk + stage);
@@ -141,26 +146,28 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     rows.load_queries();
   }
 
-  for (int i = 0; block.steps[i % block.kSteps].exists; ++i) {
+  bool exists = start.exists;
+  for (int i = 0; exists; ++i) {
     const WalkStep& step = block.steps[i % block.kSteps];
     const WalkStep& next = block.steps[(i + 1) % block.kSteps];
     const int v_stage = k_stage == kLastStage ? kFirstStage : k_stage + kTileBytes;
     const int free_stage = k_stage == kFirstStage ? kLastStage : k_stage - kTileBytes;
-    const int met = step.states[warp];
 
     cp_async_wait<1>();
     __syncthreads();
-    if (next.exists) copy_k(next.keys, free_stage);
+    exists = next.exists;
+    if (exists) copy_k(next.keys, free_stage);
     cp_async_commit();
-    if (met != kUnseen) {
+    const int work = step.works[threadIdx.x / 32];
+    if (work != kNothing) {
       uint64_t seen = lumos_range_bits(0, step.keys.num_tokens);
-      if (met == kPartial) {
+      if (work == kByQuery) {
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
         visibility.load(p.intervals, block.side().slot_begin + block.first_row() + row, row < block.num_rows());
         seen = visibility.bits(step.keys, hidden_bits(p.hidden, step.keys));
       }
-      rows.weigh(base + k_stage, met == kPartial || step.keys.num_tokens < LUMOS_TILE_TOKENS, seen);
+      rows.weigh(base + k_stage, work != kUnmasked, seen);
     }
 
     cp_async_wait<1>();
@@ -170,13 +177,13 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     } else {
       __syncthreads();
     }
-    if (next.exists) copy_v(next.keys, k_stage);
+    if (exists) copy_v(next.keys, k_stage);
     cp_async_commit();
     if (threadIdx.x == 0) block.take_step(p.key_tiles, i + 2);
-    if (met == kFull || (met == kPartial && finite)) {
-      rows.accumulate(base + v_stage);
-    } else if (met == kPartial) {
+    if (!finite && work == kByQuery) {
       rows.accumulate_checked(base + v_stage);
+    } else if (work != kNothing) {
+      rows.accumulate(base + v_stage);
     }
     k_stage = free_stage;
   }
@@ -184,7 +191,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   cp_async_wait<0>();
   __syncthreads();  // queries may still be on their way where no key is seen
   store_rows<T, kHeadDim>(p, rows, block.side().slot_begin + block.first_row(), block.side().head, block.num_rows(),
-                          own_queries);
+                          own_queries());
 }
 
 }  // namespace lumos

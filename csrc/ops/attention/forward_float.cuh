@@ -1,7 +1,8 @@
 // Attention forward in fp32 by plain FMA, for any head_dim up to 256: see docs/kernels/block_attention.md.
 //
-// A block has 32 rows of a query tile, a warp 8 of them, and goes over the visible keys 32 at a time: a lane has the scores
-// of one key, then the channels lane, lane + 32, ... of the output. Maxima rise and sums are rescaled for each row by itself.
+// A block has 32 rows of a query tile, a warp 8 of them, and goes over the visible keys 32 at a time: a lane has the
+// scores of one key, then the channels lane, lane + 32, ... of the output. Maxima rise and sums are rescaled for each
+// row by itself.
 #pragma once
 
 #include "cuda/status.h"
@@ -106,7 +107,8 @@ __global__ void __launch_bounds__(kFloatForwardThreads)
       for (int key = 0; key < kFloatKeys; ++key) {
         float values[kFloatChannels];
 #pragma unroll
-        for (int i = 0; i < kFloatChannels; ++i) values[i] = 32 * i < head_dim ? v[key * head_dim + 32 * i + lane] : 0.0f;
+        for (int i = 0; i < kFloatChannels; ++i)
+          values[i] = 32 * i < head_dim ? v[key * head_dim + 32 * i + lane] : 0.0f;
 #pragma unroll
         for (int r = 0; r < kFloatWarpRows; ++r) {
           const float weight = __shfl_sync(~0u, weights[r], key);

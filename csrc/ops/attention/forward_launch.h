@@ -1,4 +1,5 @@
-// The forward kernels by element type, head_dim and place of the keys. Each is compiled in a file of its own, in instances/.
+// The forward kernels by element type, head_dim and place of the keys. Each is compiled in a file of its own, in
+// instances/.
 #pragma once
 
 #include "cuda/alignment.h"
@@ -49,7 +50,8 @@ void select_forward(const char* op, const lumos_attention_params& p) {
       default: break;
     }
   } else if (p.dtype == LUMOS_FLOAT32) {
-    if (p.head_dim > 0 && p.head_dim % 32 == 0 && p.head_dim <= LUMOS_MAX_HEAD_DIM) return launch_forward_float<Keys>(p);
+    if (p.head_dim > 0 && p.head_dim % 32 == 0 && p.head_dim <= LUMOS_MAX_HEAD_DIM)
+      return launch_forward_float<Keys>(p);
   } else {
     throw Error(LUMOS_UNSUPPORTED_TYPE, std::string(op) + " on CUDA takes float32, bfloat16 and float16");
   }

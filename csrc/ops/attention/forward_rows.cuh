@@ -1,9 +1,10 @@
 // What a warp of the forward holds of its 32 query rows, and what it does with one key tile of 64 keys.
 //
-// Weights are 2^(score - top), scores in base 2. `top` is the greatest score of the first tile in which the row sees a key,
-// and stays while the weights stay in range: then no maximum is taken and no sum rescaled. Where those of a row sum to more
-// than kLimit in one lane, the row takes the tile's greatest score as its new top, and the weights are computed once more.
-// A lane's columns are the same in every tile, so that depends on the row's own scores and on nothing else.
+// Weights are 2^(score - top), scores in base 2. `top` is the greatest score of the first tile in which the row sees a
+// key, and stays while the weights stay in range: then no maximum is taken and no sum rescaled. Where those of a row
+// sum to more than kLimit in one lane, the row takes the tile's greatest score as its new top, and the weights are
+// computed once more. A lane's columns are the same in every tile, so that depends on the row's own scores and on
+// nothing else.
 //
 // Lane 4 g + t holds rows 16 m + 8 r + g (m, r = 0, 1) and, of keys and channels, columns 8 n + 2 t + c (c = 0, 1), at
 // [m][n][2 r + c].
@@ -68,8 +69,8 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; `seen` then has the
-  // bits of the keys that row `lane` sees.
+  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; `seen` then has
+  // the bits of the keys that row `lane` sees.
   __device__ void weigh(uint32_t k, bool masked, uint64_t seen) {
     uint32_t bits[2][2][2] = {};
     if (masked) spread(seen, bits);

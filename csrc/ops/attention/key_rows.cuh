@@ -29,7 +29,9 @@ struct TileCopy {
   __device__ static int chunk() { return threadIdx.x % kAcross; }
   // Of the thread's first chunk; that of step i and pass j lies place(i, j) further.
   __device__ static int offset() { return Order::offset(row(), chunk()); }
-  __host__ __device__ static constexpr int place(int step, int pass) { return step * kRows * kRowBytes + pass * kAcross * 16; }
+  __host__ __device__ static constexpr int place(int step, int pass) {
+    return step * kRows * kRowBytes + pass * kAcross * 16;
+  }
 
   // The thread's chunks of row kStep, zeros where it does not exist. from: the first one
   template <int kStep>

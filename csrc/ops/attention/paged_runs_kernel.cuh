@@ -1,5 +1,5 @@
-// Runs of key tiles of each query tile against a cache: what a schedule holds for packed keys, made on the device because
-// the page table and the tiles of a step live there.
+// Runs of key tiles of each query tile against a cache: what a schedule holds for packed keys, made on the device
+// because the page table and the tiles of a step live there.
 //
 // A block has one query tile, a thread one of its rows; it goes over the key tiles of the query's sequence, which are
 // sorted, and thread 0 joins those in equal state to runs.
@@ -25,7 +25,8 @@ __device__ inline int first_tile_of(const lumos_tiles& tiles, int sequence) {
 
 constexpr int kPagedRunsThreads = LUMOS_TILE_TOKENS;
 
-static __global__ void __launch_bounds__(kPagedRunsThreads) paged_runs_kernel(const __grid_constant__ lumos_attention_params p) {
+static __global__ void __launch_bounds__(kPagedRunsThreads)
+    paged_runs_kernel(const __grid_constant__ lumos_attention_params p) {
   const Tile queries = load_tile(p.query_tiles, blockIdx.x);
   const int row = threadIdx.x;
   const bool exists = row < queries.num_tokens;

@@ -12,7 +12,8 @@ struct RowVisibility {
 
   __device__ void load(const int32_t* all, int64_t slot, bool exists) {
 #pragma unroll
-    for (int i = 0; i < LUMOS_NUM_INTERVALS; ++i) intervals[i] = exists ? __ldg(all + slot * LUMOS_NUM_INTERVALS + i) : 0;
+    for (int i = 0; i < LUMOS_NUM_INTERVALS; ++i)
+      intervals[i] = exists ? __ldg(all + slot * LUMOS_NUM_INTERVALS + i) : 0;
   }
   // Bit t: key t of the tile.
   __device__ uint64_t bits(const Tile& keys, uint64_t hidden) const {
