@@ -44,6 +44,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, schedule: in
         names = ("tiles", "row_offsets", "row_runs", "col_offsets", "col_runs")
         rows = (getattr(tables, name) for name in names)
         tensors = map(place, (q, k, v))
+        assert ops.block_attention  # registers the operation
         results = torch.ops.lumos._block_attention(*tensors, layout.intervals, layout.hidden, *rows, q.shape[2] ** -0.5)
     return [x.cpu() for x in results]
 
