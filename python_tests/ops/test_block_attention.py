@@ -269,11 +269,7 @@ def test_bad_arguments_are_named() -> None:
             ops.block_attention(*arguments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="backend is 'tpu'; allowed: reference, cpu, cuda"):
         ops.block_attention(q, k, v, layout, backend="tpu")
-<<<<<<< HEAD
     with pytest.raises((RuntimeError, ValueError), match=r"no CUDA kernel of it|was given a tensor on cpu"):
-=======
-    with pytest.raises((RuntimeError, ValueError), match=r"CUDA kernel of it|given a tensor on cpu; move it to a GPU"):
->>>>>>> wip/attnfwd
         ops.block_attention(q, k, v, layout, backend="cuda")
 
 
