@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+CPU = (-1, 0, 1)  # no GPU, no stream, one thread
+
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "numpy"):
@@ -26,7 +28,7 @@ out, lse = array.array("f", [0.0] * 32), array.array("f", [0.0])
 tensor = lambda values, shape, strides: (values.buffer_info()[0], 0, shape, strides)
 wide, narrow = ((1, 1, 32), (32, 32, 1)), ((1, 1), (1, 1))
 side = tensor(row[0], *wide), tensor(row[1], *narrow)
-extension.merge_attention(*side, *side, tensor(out, *wide), tensor(lse, *narrow), 1)
+extension.merge_attention(*side, *side, tensor(out, *wide), tensor(lse, *narrow), (-1, 0, 1))  # the CPU, no stream, one thread
 assert list(out) == [2.0] * 32, list(out)
 assert abs(lse[0] - 0.6931472) < 1e-6, lse[0]
 print("good")
@@ -58,12 +60,12 @@ def test_wrong_tensors_are_refused_by_the_binding_itself() -> None:
     import lumos_engine._C as extension
 
     good = (0, 0, (0, 1, 32), (32, 32, 1)), (0, 0, (0, 1), (1, 1))
-    extension.merge_attention(*good, *good, *good, 1)
+    extension.merge_attention(*good, *good, *good, CPU)
     short = (0, 0, (1, 1, 32), (32, 32, 1)), good[1]
     with pytest.raises(ValueError, match="out_b has the wrong dtype, shape or strides"):
-        extension.merge_attention(*good, *short, *good, 1)
+        extension.merge_attention(*good, *short, *good, CPU)
     with pytest.raises(TypeError):
-        extension.merge_attention(*good, *good, 3, good[1], 1)
+        extension.merge_attention(*good, *good, 3, good[1], CPU)
 
 
 @pytest.mark.slow
