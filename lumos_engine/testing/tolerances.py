@@ -21,6 +21,9 @@ ULPS = 1.0
 FEW_ELEMENTS, FEW_FACTOR = 2000, 2.0
 """Of results with fewer elements than this, eager torch's largest error is a matter of luck: the bound is this much wider."""
 
+UNFUSED = 2.0**0.5
+"""How many times eager torch's error counts for code without fused multiply-add: each product is rounded as well."""
+
 GOLDEN = {
     "rotation": 1e-6,  # rotated queries and keys of unit variance, fp32
     "logits": 2e-5,

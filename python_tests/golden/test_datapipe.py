@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import pickle  # only to write what our own reader is given; nothing here unpickles
 from pathlib import Path
 
 import torch

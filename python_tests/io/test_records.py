@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-import pickle
+import pickle  # only to write what our own reader is given; nothing here unpickles
 import pickletools
 from pathlib import Path
 from typing import Any
