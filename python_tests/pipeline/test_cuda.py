@@ -9,7 +9,13 @@ from lumos_engine import LumosPipeline
 from lumos_engine.pipeline import shipped_model_folder
 from lumos_engine.testing import backends, emulation
 
-KERNELS = {"qk_norm_kernel", "attention_forward_float_kernel", "paged_runs_kernel", "sample_codes_kernel", "remask_kernel"}
+KERNELS = {
+    "qk_norm_kernel",
+    "attention_forward_float_kernel",
+    "paged_runs_kernel",
+    "sample_codes_kernel",
+    "remask_kernel",
+}
 
 
 @pytest.mark.parametrize("backend", ["cuda"])  # skipped where there are no kernels

@@ -84,9 +84,7 @@ def test_any_header_length(tmp_path: Path, length: int) -> None:
 
 
 @files
-@given(
-    st.one_of([damaged(pickle.dumps(VALUE, protocol)) for protocol in range(6)]) | st.binary(max_size=64)
-)
+@given(st.one_of([damaged(pickle.dumps(VALUE, protocol)) for protocol in range(6)]) | st.binary(max_size=64))
 @example(b"c__builtin__\neval\n(S'1'\ntR.")
 @example(b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x01x\x85R.")
 @example(b"]" * 20_000 + b".")
