@@ -1,4 +1,8 @@
-"""What one would write in eager torch, in the dtype of the inputs: the baseline of ``tolerances``."""
+"""What one would write in eager torch, in the dtype of the inputs: the baseline of ``tolerances``.
+
+``order``: 0 for the call as it stands; any other number for the same call with its tokens, head_dim, width and classes
+in a random order that follows from it, and the result put back: equal but for the rounding errors of its sums.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,30 @@ if TYPE_CHECKING:
     from ..layout import LayoutStep, SequenceLayout
 
 
+def _shuffled(size: int, order: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(order)) if order else torch.arange(size)
+
+
 def block_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, *, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, *, scale: float | None = None, order: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention with every intermediate result in the dtype of ``q``; finite inputs only. lse is fp32."""
     outs, lses = [], []
     for sequence in range(layout.num_sequences):
         slots = slice(int(layout.cu_seqlens[sequence]), int(layout.cu_seqlens[sequence + 1]))
-        out, lse = _attend(q[slots], k[slots], v[slots], visible(layout, sequence), scale)
+        out, lse = _attend(q[slots], k[slots], v[slots], visible(layout, sequence), scale, order)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None, order: int) -> tuple[Tensor, Tensor]:
     heads, head_dim = q.shape[1:]
+    if order:
+        queries, keys, dims = (_shuffled(size, order) for size in (len(q), len(k), head_dim))
+        moved = q[queries][..., dims], k[keys][..., dims], v[keys][..., dims], mask[queries][:, keys]
+        out, lse = _attend(*moved, scale, 0)
+        return out[queries.argsort()][..., dims.argsort()], lse[queries.argsort()]
     keys, values = (x.transpose(0, 1).repeat_interleave(heads // k.shape[1], 0) for x in (k, v))
     scores = (q.transpose(0, 1) @ keys.transpose(1, 2)) * (head_dim**-0.5 if scale is None else scale)
     empty = ~mask.any(1)[:, None]
@@ -48,6 +61,7 @@ def block_attention_gradients(
     *,
     scale: float | None = None,
     from_lse: bool = False,
+    order: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) by ``ds = p (dp - <grad, out>)``, the formula of every attention that does not store p.
 
@@ -60,9 +74,10 @@ def block_attention_gradients(
     parts = []
     for sequence in range(layout.num_sequences):
         slots = slice(int(layout.cu_seqlens[sequence]), int(layout.cu_seqlens[sequence + 1]))
-        queries, slopes = (x[slots].transpose(0, 1) for x in (q, grad))
-        keys, values = (x[slots].transpose(0, 1).repeat_interleave(group, 0) for x in (k, v))
-        mask = visible(layout, sequence)
+        tokens, dims = (_shuffled(size, order) for size in (slots.stop - slots.start, q.shape[2]))
+        queries, keys, values, slopes = (x[slots][tokens][..., dims].transpose(0, 1) for x in (q, k, v, grad))
+        keys, values = (x.repeat_interleave(group, 0) for x in (keys, values))
+        mask = visible(layout, sequence)[tokens][:, tokens]
         scores = (queries @ keys.mT * factor).masked_fill(~mask, -torch.inf)
         scores = scores.masked_fill(~mask.any(1)[:, None], 0.0)
         weights = (scores - scores.logsumexp(-1, keepdim=True)).exp() if from_lse else scores.softmax(-1)
@@ -73,7 +88,7 @@ def block_attention_gradients(
             ds @ keys,
             *((x.mT @ y).unflatten(0, (-1, group)).sum(1) for x, y in ((ds, queries), (weights, slopes))),
         )
-        parts.append([x.transpose(0, 1) for x in grads])
+        parts.append([x.transpose(0, 1)[tokens.argsort()][..., dims.argsort()] for x in grads])
     grad_q, grad_k, grad_v = (torch.cat(column) for column in zip(*parts, strict=True))
     return grad_q, grad_k, grad_v
 
@@ -87,10 +102,11 @@ def paged_attention(
     step: LayoutStep,
     *,
     scale: float | None = None,
+    order: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """``block_attention`` with the keys gathered from their pages."""
     parts = gather(k_pages, v_pages, page_table, key_tiles, step)
-    outs, lses = zip(*(_attend(q[rows], k, v, mask, scale) for rows, k, v, mask in parts), strict=True)
+    outs, lses = zip(*(_attend(q[rows], k, v, mask, scale, order) for rows, k, v, mask in parts), strict=True)
     return torch.cat(outs), torch.cat(lses)
 
 
@@ -113,29 +129,48 @@ def mm_rope(x: Tensor, positions: Tensor, inv_freq: Tensor | None = None, *, inv
     return x * cos - turned if inverse else x * cos + turned
 
 
-def head_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def head_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, order: int = 0) -> Tensor:
     """LayerNorm over head_dim with the weights of its group of heads, in the dtype of ``x``."""
+    if order:
+        tokens, dims = (_shuffled(size, order) for size in (len(x), x.shape[-1]))
+        normal = head_norm(x[tokens][..., dims], weight[:, dims], bias[:, dims], eps)
+        return normal[tokens.argsort()][..., dims.argsort()]
     repeats = x.shape[1] // weight.shape[0]
     normal = torch.nn.functional.layer_norm(x, (x.shape[-1],), eps=eps)
     return normal * weight.to(x.dtype).repeat_interleave(repeats, 0) + bias.to(x.dtype).repeat_interleave(repeats, 0)
 
 
 def qk_norm_mm_rope(
-    q: Tensor, k: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, positions: Tensor
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    positions: Tensor,
+    *,
+    order: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """``head_norm``, then ``mm_rope``."""
-    return mm_rope(head_norm(q, q_weight, q_bias), positions), mm_rope(head_norm(k, k_weight, k_bias), positions)
+    q, k = head_norm(q, q_weight, q_bias, order=order), head_norm(k, k_weight, k_bias, order=order)
+    return mm_rope(q, positions), mm_rope(k, positions)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, *, order: int = 0) -> Tensor:
     """Per-row losses from all logits at once."""
+    if order:
+        places, classes, width = (_shuffled(size, order) for size in (len(rows), *weight.shape))
+        moved = hidden[:, width], weight[classes][:, width], classes.argsort()[targets[places]], rows[places]
+        return linear_cross_entropy(*moved)[places.argsort()]
     logits = hidden[rows] @ weight.T
     return torch.nn.functional.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none"
     )
 
 
-def masked_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def masked_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, *, order: int = 0
+) -> tuple[Tensor, Tensor]:
     """Mean and per-row losses from all logits at once."""
-    per_row = linear_cross_entropy(hidden, weight, targets, rows)
+    per_row = linear_cross_entropy(hidden, weight, targets, rows, order=order)
     return per_row.mean(), per_row

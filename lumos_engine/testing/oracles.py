@@ -55,7 +55,7 @@ class Oracle:
         promises: what it may promise about bits, names in ``properties``.
         per_token: results whose row i belongs to token i.
         wide: arguments that get more heads (dimension -2) to measure the error of eager torch.
-        terms: allowance of ``tolerances.error_bound`` for a result.
+        sums: whether the baseline takes sums, whose order is free.
         neighbours: (case, seed) -> another call that shares tokens with the first, and the shared rows of each.
     """
 
@@ -68,7 +68,7 @@ class Oracle:
     promises: tuple[str, ...] = ("run_to_run", "threads")
     per_token: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
-    terms: Callable[[Case, str], int] = lambda case, name: 1
+    sums: bool = True
     neighbours: Callable[[Case, int], tuple[Case, slice, slice]] | None = None
 
     def exact(self, case: Case, backward: bool) -> Results:
@@ -80,15 +80,18 @@ class Oracle:
         """The dtype of each result and how far it may lie from ``exact``; see ``tolerances``."""
         case = _with_more_heads(case, self.wide)
         exact = self.exact(case, backward)
-        baseline = run(getattr(eager, self.op), case, self.results, self.leaves if backward else ())
-        if backward and self.op == "block_attention" and baseline["out"].dtype == torch.float32:
-            arguments = {**case.arguments, **case.options}
-            grads = eager.block_attention_gradients(**arguments, grad=case.grads["out"], from_lse=True)
-            for name, other in zip(self.leaves, grads, strict=True):
-                baseline[f"grad_{name}"] = tolerances.farther(baseline[f"grad_{name}"], other, exact[f"grad_{name}"])
+        leaves = self.leaves if backward else ()
+        eager_op = getattr(eager, self.op)
+        calls = [partial(eager_op, order=order) for order in tolerances.ORDERS] if self.sums else [eager_op]
+        runs = [run(call, case, self.results, leaves) for call in calls]
+        if backward and self.op == "block_attention":
+            arguments, grad = {**case.arguments, **case.options}, case.grads["out"]
+            for order in tolerances.ORDERS:
+                grads = eager.block_attention_gradients(**arguments, grad=grad, from_lse=True, order=order)
+                runs.append({f"grad_{leaf}": x for leaf, x in zip(self.leaves, grads, strict=True)})
         return {
-            name: (x.dtype, tolerances.error_bound(exact[name], x, x.dtype, self.terms(case, name)))
-            for name, x in baseline.items()
+            name: (x.dtype, tolerances.error_bound(exact[name], [r[name] for r in runs if name in r], x.dtype))
+            for name, x in runs[0].items()
         }
 
 
@@ -155,26 +158,6 @@ def _one_sequence(case: Case, seed: int) -> tuple[Case, slice, slice]:
     return alone, rows, slice(None)
 
 
-# ---- allowances
-
-
-def _sequence_gradients(case: Case, name: str) -> int:
-    # Only fp32 gradients, sums over tokens, need it: of few elements eager torch's error may be luck.
-    summed = name.startswith("grad") and case.arguments["q"].dtype == torch.float32
-    return int(case.arguments["layout"].cu_seqlens.diff().max()) if summed else 1
-
-
-def _norm_gradients(case: Case, name: str) -> int:
-    # Gradients of weights sum over tokens and heads; those of q and k pass through four roundings of their own size.
-    summed = name.endswith(("weight", "bias"))
-    return case.arguments["q"].shape[:2].numel() if summed else 4 if name.startswith("grad") else 1
-
-
-def _loss_terms(case: Case, name: str) -> int:
-    # Gradients sum over rows; the loss is a difference of sums.
-    return 4 * len(case.arguments["rows"]) if name.startswith("grad") else 16
-
-
 _QK = ("q", "k", "q_weight", "q_bias", "k_weight", "k_bias")
 ORACLES = {
     oracle.op: oracle
@@ -182,8 +165,7 @@ ORACLES = {
         Oracle(
             "block_attention", strategies_cases.block_attention, ("out", "lse"), ("q", "k", "v"), ("q", "k", "v"),
             properties=("causality", "unseen_nan", "empty_rows"), promises=("run_to_run", "threads", "packing"),
-            per_token=("out", "lse", "grad_q", "grad_k", "grad_v"), wide=("q", "k", "v"), terms=_sequence_gradients,
-            neighbours=_packed_behind_others,
+            per_token=("out", "lse", "grad_q", "grad_k", "grad_v"), wide=("q", "k", "v"), neighbours=_packed_behind_others,
         ),
         Oracle(
             "paged_attention", strategies_cases.paged_attention, ("out", "lse"), ("q", "k_pages", "v_pages"),
@@ -193,20 +175,21 @@ ORACLES = {
         Oracle(
             "mm_rope", strategies_cases.mm_rope, ("rotated",), ("x",), ("x",),
             promises=("run_to_run", "threads", "packing"), per_token=("rotated", "grad_x"),
-            terms=lambda case, name: 4 if name.startswith("grad") else 1, neighbours=_some_tokens,
+            sums=False, neighbours=_some_tokens,
         ),
         Oracle(
             "qk_norm_mm_rope", strategies_cases.qk_norm_mm_rope, ("q", "k"), _QK, _QK,
             promises=("run_to_run", "threads", "packing"), per_token=("q", "k", "grad_q", "grad_k"),
-            terms=_norm_gradients, neighbours=_some_tokens,
+            neighbours=_some_tokens,
         ),
         Oracle(
             "merge_attention", strategies_cases.merge_attention, ("out", "lse"), ("out_a", "lse_a", "out_b", "lse_b"),
-            promises=("run_to_run", "threads", "packing"), per_token=("out", "lse"), neighbours=_some_tokens,
+            promises=("run_to_run", "threads", "packing"), per_token=("out", "lse"), sums=False,
+            neighbours=_some_tokens,
         ),
         Oracle(
             "masked_linear_cross_entropy", strategies_cases.masked_linear_cross_entropy, ("mean", "per_row"),
-            ("hidden", "weight"), ("hidden", "weight"), terms=_loss_terms,
+            ("hidden", "weight"), ("hidden", "weight"),
         ),
     )
 }  # fmt: skip

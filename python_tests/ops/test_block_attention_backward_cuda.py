@@ -101,12 +101,14 @@ def assert_within_bound(
         return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
     exact = autograd(ops.block_attention, (q.double(), k.double(), v.double()), grad.double(), backend="reference")
-    first = autograd(eager.block_attention, (q, k, v), grad)
-    second = eager.block_attention_gradients(q, k, v, layout, grad, scale=scale, from_lse=from_lse)
-    terms = int(layout.cu_seqlens.diff().max()) if q.dtype == FP32 else 1
-    for name, result, reference, *baselines in zip(NAMES, actual, exact, first, second, strict=True):
-        baseline = tolerances.farther(*baselines, reference)
-        tolerances.assert_within_bound(result, reference, baseline, name, terms=terms)
+    runs = [autograd(eager.block_attention, (q, k, v), grad, order=order) for order in tolerances.ORDERS]
+    options: dict[str, Any] = {"scale": scale, "from_lse": from_lse}
+    runs += [
+        list(eager.block_attention_gradients(q, k, v, layout, grad, **options, order=order))
+        for order in tolerances.ORDERS
+    ]
+    for name, result, reference, *baselines in zip(NAMES, actual, exact, *runs, strict=True):
+        tolerances.assert_within_bound(result, reference, baselines, name)
 
 
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
