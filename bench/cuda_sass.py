@@ -217,10 +217,10 @@ def pipeline(path: list[Instruction]) -> tuple[list[int], tuple[int, int], int]:
             if name in ("DEPBAR", "BAR"):
                 between.append(0)
             most = max(most, len(groups))
-    last = between.pop()  # goes on in the next turn, before its first wait
+    before_the_first = between.pop(0)  # these go on where the turn before has ended
     if between:
-        between[0] += last
-    return [n for n in between or [last] if n], (min(during), max(during)), most + 1
+        between[-1] += before_the_first
+    return [n for n in between or [before_the_first] if n], (min(during), max(during)), most + 1
 
 
 @dataclass(frozen=True)
