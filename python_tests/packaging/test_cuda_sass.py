@@ -12,8 +12,9 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 
-# Three stages: a loop of two products, one of which goes through a masked or an unmasked part, and copies into the stage
-# behind. A second loop, without products, and code behind the end that goes back into the main loop.
+# Three stages: a loop of two products with a mask that is left out or not, one of which may be skipped, with a product that takes 20
+# instructions and is rarely needed, and copies into the stage behind. A second loop, without products, and code behind the end that goes
+# back into the main loop.
 EXCERPT = """
     .section    .text.small_kernel,"ax",@progbits
     .sectioninfo    @"SHI_REGISTERS=40"
@@ -44,8 +45,16 @@ small_kernel:
 .L_x_4:
         /*0130*/                   MUFU.EX2 R4, R4 ;                 // |  22  |
         /*0140*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;     // |  22  |
+        /*0144*/              @!P6 BRA `(.L_x_7) ;                         // |  24  |
         /*0150*/                   HMMA.16816.F32.BF16 R20, R8, R4, R20 ; // | 24 |
         /*0160*/                   HMMA.16816.F32.BF16 R24, R8, R5, R24 ; // | 24 |
+.L_x_7:
+        /*0164*/              @!P6 BRA `(.L_x_9) ;                   // |  24  |
+.L_x_8:
+RARE
+        /*0168*/                   HMMA.16816.F32.BF16 R28, R8, R5, R28 ; // | 26 |
+        /*016c*/               @P6 BRA `(.L_x_8) ;                   // |  24  |
+.L_x_9:
         /*0170*/              @!P4 BRA P5, `(.L_x_1) ;               // |  20  |
         /*0180*/                   EXIT ;                            // |      |
 .L_x_6:
@@ -53,7 +62,7 @@ small_kernel:
         /*01a0*/                   BRA `(.L_x_3) ;                   // |  28  |
 .L_x_5:
         /*01b0*/                   BRA `(.L_x_5);
-"""
+""".replace("RARE", 20 * "        /*0166*/                   FSETP.GT.AND P0, PT, R1, R2, PT ; // | 25 |\n")
 WITHOUT_PRODUCTS = EXCERPT.replace("HMMA", "IADD3").replace("small", "other")
 
 
@@ -67,7 +76,7 @@ def test_the_usual_turn_of_the_main_loop(sass: ModuleType) -> None:
     loop, *others = sass.main_loops("small.cu", EXCERPT + WITHOUT_PRODUCTS)
     assert not others
     assert (loop.source, loop.kernel, loop.mma, loop.allocated_registers) == ("small.cu", "small_kernel", 3, 40)
-    assert loop.others == {"wait": 4, "branch": 4, "global": 2, "ex2 and the like": 1}
+    assert loop.others == {"wait": 4, "branch": 6, "global": 2, "ex2 and the like": 1}
     assert loop.mma_between_waits == [1, 2]
     assert loop.live_registers == 28  # in the loop, masks and what lies behind the end
     # The first product runs beside what was there when two copies had been begun after the wait; then nothing waits for copies.
@@ -79,7 +88,11 @@ def test_loops_are_those_of_the_control_flow(sass: ModuleType) -> None:
     graph = sass.blocks(EXCERPT)
     found = sass.loops(graph)
     first = {header: graph[header].instructions[0].opcode for header in found}
-    assert sorted(first.values()) == ["DEPBAR.LE", "STS"]  # the last line is no part of the kernel: nothing leads there
+    assert sorted(first.values()) == [
+        "DEPBAR.LE",
+        "FSETP.GT.AND",
+        "STS",
+    ]  # the last line is no part of the kernel: nothing leads there
     assert min(map(len, found.values())) == 1
 
 
