@@ -105,6 +105,18 @@ def test_the_gradient_of_a_sharp_softmax(backend: str) -> None:
     assert_exact_as_promised(case, actual)
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("max_logits", [2**24, 1])
+def test_what_lies_behind_the_rows_of_logits_has_no_influence(max_logits: int, backend: str) -> None:
+    """Rows that are padded to 16 bytes, in memory that held NaN."""
+    hidden, weight, targets, rows = example(torch.bfloat16, 269)
+    targets, rows = targets[:1].repeat(33) % 13, rows[:1].repeat(33)
+    with running(backend) as place, poison.poisoned_outputs():
+        case = placed((hidden, weight, targets, rows), place)
+        actual = with_gradients(case, torch.bfloat16, max_logits=max_logits)
+    assert_exact_as_promised((hidden, weight, targets, rows), actual, 2)
+
+
 def assert_exact_with_a_target_in_every_block(dtype: torch.dtype, backend: str) -> None:
     columns = 4 * 256 + 77
     hidden, weight, _, _ = example(dtype, columns)
