@@ -144,6 +144,14 @@ def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
     orders=("contiguous",) * 4,
     seed=0,
 )
+@example(
+    layout=SequenceLayout.from_segments([[Text(1)]]),
+    kernel=(FP32, 128),
+    heads=(1, 1),
+    scale=0.3,
+    orders=("contiguous",) * 4,
+    seed=0,
+)
 def test_gradients_are_within_the_bound(
     layout: SequenceLayout,
     kernel: tuple[torch.dtype, int],
