@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
           const RowTerms term = terms[query_head * p.num_query_tokens + queries.slot_begin + query];
           const float score = dot(own0 + o * memory.stride(), visited0 + v * memory.stride(), memory.head_dim);
           const float product = dot(own1 + o * memory.stride(), visited1 + v * memory.stride(), memory.head_dim);
-          weight = exp2f(fmaf(score, factor, term.minus_maximum)) * term.inverse_sum;
+          // Rounded as in the forward, not fused: the greatest score of a row minus the maximum is exactly 0.
+          weight = exp2f(__fmul_rn(score, factor) + term.minus_maximum) * term.inverse_sum;
           slope = weight * (product - term.delta);
         }
         weights[pair] = weight;

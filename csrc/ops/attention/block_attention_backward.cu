@@ -38,7 +38,7 @@ void require_tokens(const char* name, const lumos_tokens& tokens, int64_t elemen
 template <class T>
 void launch_row_terms(const lumos_attention_backward_params& b, RowTerms* terms, cudaStream_t stream) {
   const auto& p = b.forward;
-  const dim3 grid(static_cast<unsigned>((p.num_query_tokens + kRowTermsTokens - 1) / kRowTermsTokens),
+  const dim3 grid(static_cast<unsigned>((p.num_query_tokens + kRowTermsTokens<T> - 1) / kRowTermsTokens<T>),
                   static_cast<unsigned>(p.num_heads));
   attention_row_terms_kernel<T><<<grid, kRowTermsThreads, 0, stream>>>(b, terms);
   check_launch("block_attention_backward");
