@@ -26,8 +26,24 @@ float* scratch_floats(int64_t count) { return static_cast<float*>(thread_scratch
 
 }  // namespace
 
+namespace {
+
+void run_forward_tiles(const lumos_attention_params& p, decltype(amx::attention_forward_tiles)* kernel) {
+  const int64_t group = p.num_heads / p.num_kv_heads;
+  const TileBlocks blocks(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kAmxMaxBlockTiles / group, 1),
+                          p.num_threads);
+  parallel_for(blocks.num_items(), p.num_threads, [&](int64_t item) {
+    kernel(p, blocks.head(item), blocks.begin(item), blocks.end(item),
+           thread_scratch(forward_amx_scratch_bytes(blocks.block_tiles, group, p.head_dim)));
+  });
+}
+
+}  // namespace
+
 void run_attention_forward(const lumos_attention_params& p) {
   const int64_t group = p.num_heads / p.num_kv_heads;
+  auto* tiles = LUMOS_SELECT_AMX_KERNEL(attention_forward_tiles);
+  if (tiles && p.dtype == LUMOS_BFLOAT16) return run_forward_tiles(p, tiles);
   auto* kernel = LUMOS_SELECT_KERNEL(attention_forward);
   const TileBlocks blocks(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kMaxBlockTiles / group, 1),
                           p.num_threads);

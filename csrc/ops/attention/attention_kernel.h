@@ -15,6 +15,18 @@ inline int64_t forward_scratch_floats(int64_t tiles, int64_t group, int64_t head
   return tiles * group * kTile * (2 * head_dim + 2) + 3 * kTile * head_dim;
 }
 
+constexpr int64_t kAmxMaxBlockTiles = 16, kAmxChunkTiles = 8;
+
+// Groups of 32 rows of a query tile.
+inline int64_t forward_amx_groups(int64_t heads) { return (kTile * heads + 31) / 32; }
+
+// Bytes of scratch of attention_forward_tiles: of each row q, the accumulator, its sums and reference; packed K and V
+// of a chunk and one tile; scores, weights and sums of a unit.
+inline int64_t forward_amx_scratch_bytes(int64_t tiles, int64_t heads, int64_t head_dim) {
+  return tiles * forward_amx_groups(heads) * 32 * (6 * head_dim + 68) +
+         (2 * kAmxChunkTiles + 1) * 2 * kTile * head_dim + 32 * (12 * kTile + 64);
+}
+
 // q, grad_out, grad_q; maximum, 1 / sum and delta; packed K, V, both also transposed.
 inline int64_t grad_q_scratch_floats(int64_t tiles, int64_t group, int64_t head_dim) {
   return tiles * group * kTile * (3 * head_dim + 3) + 4 * kTile * head_dim;
@@ -31,6 +43,11 @@ inline int64_t grad_kv_scratch_floats(int64_t tiles, int64_t head_dim) {
 LUMOS_DECLARE_KERNEL(void, attention_forward,
                      (const lumos_attention_params& params, int64_t kv_head, int64_t begin, int64_t end,
                       float* scratch))
+
+// The same in bf16 on tile registers.
+LUMOS_DECLARE_AMX_KERNEL(void, attention_forward_tiles,
+                         (const lumos_attention_params& params, int64_t kv_head, int64_t begin, int64_t end,
+                          void* scratch))
 
 // delta[head, token] = sum_d grad_out out, for tokens [begin, end).
 LUMOS_DECLARE_KERNEL(void, attention_delta,
