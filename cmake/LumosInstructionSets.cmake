@@ -3,18 +3,26 @@
 # or template outside the namespace) must never be compiled with them.
 set(LUMOS_ISAS portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  list(APPEND LUMOS_ISAS avx2 avx512)
+  list(APPEND LUMOS_ISAS avx2 avx512 amx)
 endif()
 set(LUMOS_FLAGS_portable "")
 set(LUMOS_FLAGS_avx2 -mavx2 -mfma)
 set(LUMOS_FLAGS_avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+set(LUMOS_FLAGS_amx ${LUMOS_FLAGS_avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
 message(STATUS "lumos: kernels for ${LUMOS_ISAS}")
 
-# lumos_add_kernels(name sources...): object libraries name_<isa>; the parent scope gets name_objects.
-function(lumos_add_kernels name)
+# lumos_add_kernels(name sources amx_sources): object libraries name_<isa>; the parent scope gets name_objects. Level amx runs
+# the kernels of avx512 except for those in amx_sources.
+function(lumos_add_kernels name sources amx_sources)
   set(objects "")
   foreach(isa IN LISTS LUMOS_ISAS)
-    add_library(${name}_${isa} OBJECT ${ARGN})
+    if(isa STREQUAL amx)
+      set(sources ${amx_sources})
+    endif()
+    if(NOT sources)
+      continue()
+    endif()
+    add_library(${name}_${isa} OBJECT ${sources})
     lumos_compile_options(${name}_${isa})
     target_compile_definitions(${name}_${isa} PRIVATE LUMOS_ISA=${isa})
     target_compile_options(${name}_${isa} PRIVATE ${LUMOS_FLAGS_${isa}})
