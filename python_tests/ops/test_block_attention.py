@@ -27,10 +27,15 @@ VIDEO: list[Text | Frame] = [
 
 
 def inputs_of(
-    layout: SequenceLayout, heads: int = 4, kv_heads: int = 2, head_dim: int = 64, seed: int = 0
+    layout: SequenceLayout,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 64,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     return [
-        strategies.randn((layout.num_tokens, count, head_dim), torch.float32, seed + i)
+        strategies.randn((layout.num_tokens, count, head_dim), dtype, seed + i)
         for i, count in enumerate((heads, kv_heads, kv_heads))
     ]
 
@@ -91,9 +96,12 @@ def test_results_and_gradients_are_within_the_bound(case: Inputs, scale: float |
 
 
 @pytest.mark.parametrize("threads", [2, 3, 4])
-def test_threads_change_no_bit(threads: int, isa: str) -> None:
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+def test_threads_change_no_bit(dtype: torch.dtype, kv_heads: int, threads: int, isa: str) -> None:
+    """With one key head the threads of the backward add to the same rows of grad_q, each in its turn."""
     layout = SequenceLayout.from_segments([VIDEO, [Text(5)], VIDEO[1:3]])
-    q, k, v = inputs_of(layout)
+    q, k, v = inputs_of(layout, kv_heads=kv_heads, dtype=dtype)
     grad = torch.randn_like(q)
     before = torch.get_num_threads()
     try:
@@ -132,14 +140,15 @@ def test_keys_that_nobody_sees_may_hold_nan(case: Inputs, seed: int) -> None:
 
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "grad"])
 @pytest.mark.parametrize("segment", [2, 3])
-def test_nan_stays_with_the_tokens_that_see_it(poisoned: str, segment: int, isa: str) -> None:
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+def test_nan_stays_with_the_tokens_that_see_it(dtype: torch.dtype, poisoned: str, segment: int, isa: str) -> None:
     """One token of a frame, or of text, whose tile holds tokens that see it beside tokens that do not."""
     layout = SequenceLayout.from_segments([VIDEO])
     end = layout.segments(0)[segment][2]
     token = end - 13
     sees = layout.visible(0)[:, token]  # queries that see it as a key
     seen = layout.visible(0)[token]  # keys that it sees as a query
-    tensors = dict(zip(("q", "k", "v"), inputs_of(layout), strict=True))
+    tensors = dict(zip(("q", "k", "v"), inputs_of(layout, dtype=dtype), strict=True))
     tensors["grad"] = torch.randn_like(tensors["q"])
     clean = with_gradients(**tensors, layout=layout)
     tensors[poisoned][token] = float("nan")
@@ -186,6 +195,16 @@ def test_run_to_run_equality(isa: str) -> None:
     for _ in range(5):
         for name, left, right in zip(NAMES, first, with_gradients(q, k, v, grad, layout), strict=True):
             tolerances.assert_bitwise_equal(right, left, name)
+
+
+def test_one_visible_key_gives_gradients_of_zero(isa: str) -> None:
+    """out is that v, so ds is exactly 0 where delta is the very sum that dp is."""
+    layout = SequenceLayout.from_intervals([70], torch.tensor([[0, 0, 0, i, i + 1] for i in range(70)]))
+    for dtype in strategies.DTYPES:
+        q, k, v = inputs_of(layout, head_dim=128, dtype=dtype)
+        _, _, grad_q, grad_k, _ = with_gradients(q, k, v, torch.randn_like(q), layout)
+        assert not grad_q.any(), dtype
+        assert not grad_k.any(), dtype
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 30.0, 1e4])

@@ -46,6 +46,14 @@ void check_runs(const char* name, const lumos_tile_runs& runs, int64_t num_tiles
   }
 }
 
+void check_block_attention(const lumos_attention_params& p) {
+  check_attention(p);
+  require(!p.page_table && p.num_query_tokens == p.num_key_tokens && p.key_tiles.rows == p.query_tiles.rows,
+          "block_attention takes as many keys as queries, in the same tiles");
+  check_covering_tiles("tiles", p.query_tiles, p.num_query_tokens);
+  check_runs("row_runs", p.rows, p.query_tiles.num_tiles, p.key_tiles.num_tiles);
+}
+
 void check_paged_tiles(const lumos_attention_params& p) {
   require(p.page_table && p.page_size > 0 && p.max_pages >= 0 && p.num_sequences >= 0, "there is no page table");
   int64_t previous_sequence = 0;

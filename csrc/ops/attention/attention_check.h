@@ -13,6 +13,9 @@ void check_covering_tiles(const char* name, const lumos_tiles& tiles, int64_t nu
 // Runs of each of `num_tiles` tiles over tiles 0 .. num_others - 1, increasing.
 void check_runs(const char* name, const lumos_tile_runs& runs, int64_t num_tiles, int64_t num_others);
 
+// What block_attention and its backward rely on: packed keys, in the tiles of the queries.
+void check_block_attention(const lumos_attention_params& params);
+
 // Key tiles in virtual slots: sorted by sequence, inside the page table, every page they reach inside the pool.
 void check_paged_tiles(const lumos_attention_params& params);
 

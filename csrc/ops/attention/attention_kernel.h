@@ -1,4 +1,4 @@
-// Kernels of attention, forward and backward, per instruction set. Each call owns its outputs.
+// Kernels of the forward of attention, per instruction set. Each call owns its outputs.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -27,16 +27,6 @@ inline int64_t forward_amx_scratch_bytes(int64_t tiles, int64_t heads, int64_t h
          (2 * kAmxChunkTiles + 1) * 2 * kTile * head_dim + 32 * (12 * kTile + 64);
 }
 
-// q, grad_out, grad_q; maximum, 1 / sum and delta; packed K, V, both also transposed.
-inline int64_t grad_q_scratch_floats(int64_t tiles, int64_t group, int64_t head_dim) {
-  return tiles * group * kTile * (3 * head_dim + 3) + 4 * kTile * head_dim;
-}
-
-// k, v, grad_k, grad_v of each tile; packed q and grad_out, both also transposed; maximum, 1 / sum and delta.
-inline int64_t grad_kv_scratch_floats(int64_t tiles, int64_t head_dim) {
-  return tiles * kTile * 4 * head_dim + 4 * kTile * head_dim + 3 * kTile;
-}
-
 }  // namespace lumos
 
 // Query tiles [begin, end) of the query heads that read `kv_head`: out and lse.
@@ -48,17 +38,3 @@ LUMOS_DECLARE_KERNEL(void, attention_forward,
 LUMOS_DECLARE_AMX_KERNEL(void, attention_forward_tiles,
                          (const lumos_attention_params& params, int64_t kv_head, int64_t begin, int64_t end,
                           void* scratch))
-
-// delta[head, token] = sum_d grad_out out, for tokens [begin, end).
-LUMOS_DECLARE_KERNEL(void, attention_delta,
-                     (const lumos_attention_backward_params& params, int64_t begin, int64_t end, float* delta))
-
-// grad_q of query tiles [begin, end) of the query heads that read `kv_head`.
-LUMOS_DECLARE_KERNEL(void, attention_grad_q,
-                     (const lumos_attention_backward_params& params, int64_t kv_head, int64_t begin, int64_t end,
-                      const float* delta, float* scratch))
-
-// grad_k and grad_v of key tiles [begin, end) of `kv_head`.
-LUMOS_DECLARE_KERNEL(void, attention_grad_kv,
-                     (const lumos_attention_backward_params& params, int64_t kv_head, int64_t begin, int64_t end,
-                      const float* delta, float* scratch))
