@@ -1,0 +1,73 @@
+"""mm_rope against eager torch, torch.compile of it and a plain copy.
+
+    python bench/mm_rope.py --tokens 7232 --heads 16 --head-dim 128 --json out.json
+
+Every contestant reads x once and writes as much: ``gb_per_s`` counts both. Each makes a new tensor, as torch's operations do, but
+"ours in place" and "copy into", which show what making one costs; ``share_of_copy`` divides the time of the copy by ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import interleaved, machine, summary
+from torch import Tensor
+
+from lumos_engine import Frame, SequenceLayout, Text, ops
+from lumos_engine.reference.rotary import rotation_table
+
+
+def composition(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """What one writes without a kernel, in the dtype of x; cosine and sine ``[tokens, 1, head_dim]`` are given."""
+    first, second = x.chunk(2, -1)
+    return x * cosine + torch.cat((-second, first), -1) * sine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=7232, help="64 of text and 7 equal frames")
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="write the results here as well")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, arguments.dtype)
+    rows = (arguments.tokens - 64) // (7 * 32)
+    layout = SequenceLayout.from_segments([[Text(arguments.tokens - 7 * 32 * rows)] + [Frame(rows, 32)] * 7])
+    x = torch.randn(arguments.tokens, arguments.heads, arguments.head_dim).to(dtype)
+    inv_freq = ops.inverse_frequencies(arguments.head_dim)
+    table = [t.to(dtype).repeat(1, 2)[:, None] for t in rotation_table(layout.positions, inv_freq, torch.float32)]
+    target = torch.empty_like(x)
+    calls = {
+        "ours": partial(ops.mm_rope, x, layout.positions, inv_freq),
+        "ours in place": partial(ops.mm_rope, target, layout.positions, inv_freq, inplace=True),
+        "eager": partial(composition, x, *table),
+        "compiled": partial(torch.compile(composition), x, *table),
+        "copy": x.clone,
+        "copy into": partial(target.copy_, x),
+    }
+    with torch.inference_mode():
+        results: dict[str, Any] = summary(interleaved(calls, arguments.rounds), "ours")
+    for row in results.values():
+        row["gb_per_s"] = 2 * x.nbytes / row["median_ms"] / 1e6
+    for ours, copy in (("ours", "copy"), ("ours in place", "copy into")):
+        results[ours]["share_of_copy"] = results[copy]["median_ms"] / results[ours]["median_ms"]
+    case = {name: value for name, value in vars(arguments).items() if name != "json"}
+    report = json.dumps({"machine": machine(), "case": case, "results": results}, indent=2)
+    print(report)
+    if arguments.json:
+        arguments.json.write_text(report + "\n")
+
+
+if __name__ == "__main__":
+    main()
