@@ -14,76 +14,14 @@
 
 #include "ops/attention/forward_rows.cuh"
 #include "ops/attention/forward_store.cuh"
-#include "ops/attention/key_rows.cuh"
+#include "ops/attention/forward_walk.cuh"
 
 namespace lumos {
 
-constexpr int kForwardThreads = kCopyThreads, kForwardWarps = kForwardThreads / 32, kWarpRows = 32;
-constexpr int kSides = kForwardWarps * kWarpRows / LUMOS_TILE_TOKENS, kStages = 3;
+constexpr int kStages = 3;
 
 template <int kHeadDim>
 constexpr int kForwardSharedBytes = (kSides + kStages) * LUMOS_TILE_TOKENS * kHeadDim * 2;
-
-// Query tile and head of one side; num_rows is 0 for a side without work.
-struct ForwardSide {
-  int tile, head, num_rows, slot_begin;
-};
-
-// Block (x, y): the last tiles first, for under a causal layout they see the most keys.
-__device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool two_heads, int side) {
-  ForwardSide found;
-  const int last = int(p.query_tiles.num_tiles) - 1;
-  found.tile = two_heads ? last - int(blockIdx.x) : (last / 2 - int(blockIdx.x)) * 2 + side;
-  found.head = two_heads ? blockIdx.y * 2 + side : blockIdx.y;
-  const bool exists = found.tile <= last;
-  const Tile tile = exists ? load_tile(p.query_tiles, found.tile) : Tile{0, 0, 0, 0};
-  found.num_rows = tile.num_tokens;
-  found.slot_begin = tile.slot_begin;
-  return found;
-}
-
-// What a warp does with a key tile: nothing where its side does not meet the tile or it has no queries; mask by the
-// bounds of the queries, or the end of the tile, or not at all.
-enum WarpWork { kNothing, kByQuery, kByLength, kUnmasked };
-
-// One step of a block's walk over the key tiles.
-struct alignas(64) WalkStep {
-  Tile keys;
-  int works[kForwardWarps];  // WarpWork
-  int exists;                // else the walk is over
-  int partial;               // for some warp
-};
-
-// What a block knows in shared memory, to spare registers: thread 0 walks, two steps ahead of the others.
-struct ForwardBlock {
-  static constexpr int kSteps = 4;  // kept; a power of 2 above the 3 in use
-  WalkStep steps[kSteps];
-  ForwardSide sides[kSides];
-  TileWalk<kSides> walk;
-  const void *k, *v;  // of the block's key head
-
-  // Of the calling warp.
-  __device__ const ForwardSide& side() const { return sides[threadIdx.x / LUMOS_TILE_TOKENS]; }
-  __device__ static int first_row() { return threadIdx.x % LUMOS_TILE_TOKENS / kWarpRows * kWarpRows; }
-  __device__ int num_rows() const { return min(max(side().num_rows - first_row(), 0), kWarpRows); }
-
-  __device__ void take_step(const lumos_tiles& key_tiles, int i) {
-    WalkStep& step = steps[i % kSteps];
-    step.exists = !walk.done();
-    if (!step.exists) return;
-    step.keys = load_tile(key_tiles, walk.tile);
-    const WarpWork whole = step.keys.num_tokens == LUMOS_TILE_TOKENS ? kUnmasked : kByLength;
-    step.partial = false;
-#pragma unroll
-    for (int w = 0; w < kForwardWarps; ++w) {
-      const int side = w * kWarpRows / LUMOS_TILE_TOKENS;
-      const bool works = sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS && walk.states[side] != kUnseen;
-      step.works[w] = !works ? kNothing : walk.states[side] == kPartial ? kByQuery : whole;
-      step.partial |= step.works[w] == kByQuery;
-    }
-    walk.next();
-  }
-};
 
 template <class T, int kHeadDim, class Keys>
 __global__ void __launch_bounds__(kForwardThreads, 2)
@@ -111,34 +49,29 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       }
     }
   }
-  if (threadIdx.x == 0) {
-    const int64_t kv_head = (two_heads ? 2 : 1) * int(blockIdx.y) / int(p.num_heads / p.num_kv_heads);
-    block.k = static_cast<const T*>(p.k.data) + kv_head * p.k.stride_head;
-    block.v = static_cast<const T*>(p.v.data) + kv_head * p.v.stride_head;
+  __syncthreads();
+  const bool first_warp = threadIdx.x < 32;
+  int num_steps = first_warp ? 0 : INT_MAX;  // made so far; the other warps need not know
+  if (first_warp) {
     block.walk.start();
-    block.take_step(p.key_tiles, 0);
-    block.take_step(p.key_tiles, 1);
+    __syncwarp();
   }
+  while (num_steps < 2) num_steps += block.take_steps(p.key_tiles, num_steps);
   __syncthreads();
 
   // Of the warp, [32, head_dim]; it may write results there.
   const auto own_queries = [&] { return shared + threadIdx.x / 32 * kWarpRows * kHeadDim * 2; };
   Rows rows(shared_address(own_queries()), block.num_rows(), factor);
 
-  const auto copy_k = [&](const Tile& keys, int stage) {
-    copy_keys<Keys, kHeadDim>(p, keys, static_cast<const T*>(block.k), p.k, own_chunk + stage);
-  };
-  const auto copy_v = [&](const Tile& keys, int stage) {
-    copy_keys<Keys, kHeadDim>(p, keys, static_cast<const T*>(block.v), p.v, own_chunk + stage);
-  };
-  // In shared memory: K of the tile. V has the stage behind it, and the third is free for the next K.
-  constexpr int kFirstStage = kSides * kTileBytes, kLastStage = kFirstStage + 2 * kTileBytes;
-  int k_stage = kFirstStage;
+  const int kv_head = (two_heads ? 2 : 1) * int(blockIdx.y) / int(p.num_heads / p.num_kv_heads);
+  const KeyCopy<Keys, T, kHeadDim> copy_k(p.k, kv_head), copy_v(p.v, kv_head);
+  // In shared memory: K and V of the tile, and the stage that is free for the next K.
+  uint32_t k_stage = kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
 
-  const WalkStep& start = block.steps[0];
-  if (start.exists) copy_k(start.keys, k_stage);
+  uint32_t works = block.step(0).works;
+  if (works) copy_k(p, p.k, block.step(0).keys, own_chunk + k_stage);
   cp_async_commit();
-  if (start.exists) copy_v(start.keys, k_stage + kTileBytes);
+  if (works) copy_v(p, p.v, block.step(0).keys, own_chunk + v_stage);
   cp_async_commit();
   if (Rows::kKeepsQueries) {
     cp_async_wait<1>();
@@ -146,46 +79,48 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     rows.load_queries();
   }
 
-  bool exists = start.exists;
-  for (int i = 0; exists; ++i) {
-    const WalkStep& step = block.steps[i % block.kSteps];
-    const WalkStep& next = block.steps[(i + 1) % block.kSteps];
-    const int v_stage = k_stage == kLastStage ? kFirstStage : k_stage + kTileBytes;
-    const int free_stage = k_stage == kFirstStage ? kLastStage : k_stage - kTileBytes;
+  const int warp_bits = threadIdx.x / 32 * 2;
+  for (int i = 0; works; ++i) {
+    const WalkStep& next = block.step(i + 1);
 
     cp_async_wait<1>();
     __syncthreads();
-    exists = next.exists;
-    if (exists) copy_k(next.keys, free_stage);
+    const uint32_t next_works = next.works;
+    if (next_works) copy_k(p, p.k, next.keys, own_chunk + free_stage);
     cp_async_commit();
-    const int work = step.works[threadIdx.x / 32];
+    const uint32_t work = works >> warp_bits & 3;
     if (work != kNothing) {
-      uint64_t seen = lumos_range_bits(0, step.keys.num_tokens);
-      if (work == kByQuery) {
+      rows.weigh(base + k_stage, work != kUnmasked, [&] {
+        const Tile keys = block.step(i).keys;
+        if (work == kByLength) return lumos_range_bits(0, keys.num_tokens);
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
         visibility.load(p.intervals, block.side().slot_begin + block.first_row() + row, row < block.num_rows());
-        seen = visibility.bits(step.keys, hidden_bits(p.hidden, step.keys));
-      }
-      rows.weigh(base + k_stage, work != kUnmasked, seen);
+        return visibility.bits(keys, hidden_bits(p.hidden, keys));
+      });
     }
 
     cp_async_wait<1>();
     bool finite = true;
-    if (step.partial) {
+    if (works & kPartialStep) {
       finite = !__syncthreads_or(Copy::holds_not_finite(shared + v_stage + Copy::offset()));  // its own copies
+      finite |= work != kByQuery;
     } else {
       __syncthreads();
     }
-    if (exists) copy_v(next.keys, k_stage);
+    if (next_works) copy_v(p, p.v, next.keys, own_chunk + k_stage);
     cp_async_commit();
-    if (threadIdx.x == 0) block.take_step(p.key_tiles, i + 2);
-    if (!finite && work == kByQuery) {
+    if (i + 2 == num_steps) num_steps += block.take_steps(p.key_tiles, num_steps);
+    if (!finite) {
       rows.accumulate_checked(base + v_stage);
     } else if (work != kNothing) {
       rows.accumulate(base + v_stage);
     }
+    const uint32_t read = v_stage;
+    v_stage = k_stage;  // of the next tile
     k_stage = free_stage;
+    free_stage = read;
+    works = next_works;
   }
 
   cp_async_wait<0>();

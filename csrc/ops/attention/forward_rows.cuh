@@ -69,25 +69,29 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; `seen` then has
-  // the bits of the keys that row `lane` sees.
-  __device__ void weigh(uint32_t k, bool masked, uint64_t seen) {
-    uint32_t bits[2][2][2] = {};
-    if (masked) spread(seen, bits);
+  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; seen() then gives
+  // the bits of the keys that row `lane` sees. The whole warp calls it.
+  template <class Seen>
+  __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
+    k += k_offset_;
     float total[2][2];
     bool raises = fresh_;  // of the whole warp
     uint32_t rising = topless_, risen = 0;
     while (true) {
       Scores s;
-      scores(k + k_offset_, s);
+      scores(k, s);
       if (raises) {
-        raise(s, masked, bits, rising);
+        uint32_t bits[2][2][2];
+        spread(masked ? seen() : ~uint64_t(0), bits);
+        raise(s, bits, rising);
         risen |= rising;
       }
       if (masked) {
+        uint32_t bits[2][2][2];
+        spread(seen(), bits);
         weights<true>(s, bits, total);
       } else {
-        weights<false>(s, bits, total);
+        weights<false>(s, {}, total);
       }
       const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
       if (!__any_sync(~0u, greatest > kLimit)) break;
@@ -258,7 +262,7 @@ class ForwardRows {
   }
 
   // Gives the rows of `rising` the tile's greatest score as their top, where it is greater. The whole warp calls it.
-  __device__ void raise(const Scores& s, bool masked, const uint32_t (&bits)[2][2][2], uint32_t rising) {
+  __device__ void raise(const Scores& s, const uint32_t (&bits)[2][2][2], uint32_t rising) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -268,7 +272,7 @@ class ForwardRows {
         for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const bool seen = !masked || sees(bits[m][r], n, c);
+            const bool seen = sees(bits[m][r], n, c);
             greatest = fmaxf(greatest, seen ? s[m][n][2 * r + c] * factor_ : -INFINITY);
           }
         }

@@ -101,22 +101,34 @@ struct PagedKeys {
   }
 };
 
-// A tile of keys or values on its way to shared memory. to: the thread's first chunk
-template <class Keys, int kHeadDim, class T>
-__device__ void copy_keys(const lumos_attention_params& p, const Tile& tile, const T* data, const lumos_tokens& tokens,
-                          uint32_t to) {
+// Tiles of keys or values on their way to shared memory, as one thread sees them.
+template <class Keys, class T, int kHeadDim>
+class KeyCopy {
   using Copy = TileCopy<T, kHeadDim>;
-  if constexpr (std::is_same_v<Keys, PackedKeys>) {
-    const T* first = data + (int64_t(tile.slot_begin) + Copy::row()) * tokens.stride_token;
-    Copy::rows(first + Copy::chunk() * kVectorSize<T>, tokens.stride_token, tile.num_tokens, to);
-  } else {
+  static constexpr bool kPacked = std::is_same_v<Keys, PackedKeys>;
+
+ public:
+  // head: of the key head
+  __device__ KeyCopy(const lumos_tokens& tokens, int head)
+      : data_(static_cast<const T*>(tokens.data) + head * tokens.stride_head + Copy::chunk() * kVectorSize<T>) {
+    if constexpr (kPacked) data_ += Copy::row() * tokens.stride_token;
+  }
+  // to: the thread's first chunk
+  __device__ void operator()(const lumos_attention_params& p, const lumos_tokens& tokens, const Tile& tile,
+                             uint32_t to) const {
+    if constexpr (kPacked) {
+      Copy::rows(data_ + tile.slot_begin * tokens.stride_token, tokens.stride_token, tile.num_tokens, to);
+    } else {
 #pragma unroll 1
-    for (int i = 0; i < Copy::kSteps; ++i) {  // to spare registers
-      const T* row = Keys::row(p, tile, Copy::row() + i * Copy::kRows, data, tokens);
-      const T* from = (row ? row : data) + Copy::chunk() * kVectorSize<T>;
-      Copy::template row<0>(__cvta_generic_to_global(from), row != nullptr, to + Copy::place(i, 0));
+      for (int i = 0; i < Copy::kSteps; ++i) {  // to spare registers
+        const T* row = Keys::row(p, tile, Copy::row() + i * Copy::kRows, data_, tokens);
+        Copy::template row<0>(__cvta_generic_to_global(row ? row : data_), row != nullptr, to + Copy::place(i, 0));
+      }
     }
   }
-}
+
+ private:
+  const T* data_;  // the thread's first chunk of row 0, or of its row of a tile at slot 0
+};
 
 }  // namespace lumos
