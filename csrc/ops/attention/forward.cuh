@@ -32,14 +32,13 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   constexpr int kTileBytes = LUMOS_TILE_TOKENS * kHeadDim * 2;
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ ForwardBlock block;
-  const uint32_t base = shared_address(shared), own_chunk = base + Copy::offset();
+  const uint32_t base = shared_address(shared), own_chunk = kept(uint32_t(Copy::offset()));
 
 #pragma unroll
   for (int i = 0; i < kSides; ++i) {
     const ForwardSide side = forward_side(p, two_heads, i);
-    const T* q = static_cast<const T*>(p.q.data) + side.slot_begin * p.q.stride_token + side.head * p.q.stride_head;
-    Copy::rows(q + Copy::row() * p.q.stride_token + Copy::chunk() * kVectorSize<T>, p.q.stride_token, side.num_rows,
-               own_chunk + i * kTileBytes);
+    Copy::rows(Copy::first_chunk(p.q, side.slot_begin, side.head), p.q.stride_token * sizeof(T), side.num_rows,
+               base + own_chunk + i * kTileBytes);
     if (threadIdx.x == 0) {
       block.sides[i] = side;
       if (side.num_rows) {
@@ -50,13 +49,13 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     }
   }
   __syncthreads();
-  const bool first_warp = threadIdx.x < 32;
-  int num_steps = first_warp ? 0 : INT_MAX;  // made so far; the other warps need not know
-  if (first_warp) {
+  int last_step = INT_MAX;  // that is made; only the first warp knows
+  if (threadIdx.x < 32) {
     block.walk.start();
     __syncwarp();
+    last_step = block.take_steps(p.key_tiles, block.kSteps - 1);
+    if (last_step == 0) last_step = block.take_steps(p.key_tiles, last_step);
   }
-  while (num_steps < 2) num_steps += block.take_steps(p.key_tiles, num_steps);
   __syncthreads();
 
   // Of the warp, [32, head_dim]; it may write results there.
@@ -66,12 +65,12 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const int kv_head = (two_heads ? 2 : 1) * int(blockIdx.y) / int(p.num_heads / p.num_kv_heads);
   const KeyCopy<Keys, T, kHeadDim> copy_k(p.k, kv_head), copy_v(p.v, kv_head);
   // In shared memory: K and V of the tile, and the stage that is free for the next K.
-  uint32_t k_stage = kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
+  uint32_t k_stage = base + kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
 
-  uint32_t works = block.step(0).works;
-  if (works) copy_k(p, p.k, block.step(0).keys, own_chunk + k_stage);
+  uint32_t works = block.steps[0].works;  // of all warps
+  if (works) copy_k(p, p.k, block.steps[0].keys, k_stage + own_chunk);
   cp_async_commit();
-  if (works) copy_v(p, p.v, block.step(0).keys, own_chunk + v_stage);
+  if (works) copy_v(p, p.v, block.steps[0].keys, v_stage + own_chunk);
   cp_async_commit();
   if (Rows::kKeepsQueries) {
     cp_async_wait<1>();
@@ -79,20 +78,19 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     rows.load_queries();
   }
 
-  const int warp_bits = threadIdx.x / 32 * 2;
-  for (int i = 0; works; ++i) {
-    const WalkStep& next = block.step(i + 1);
-
+  const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2), by_query = own_bits / 3 * kByQuery;
+  int next_step = 1;
+  while (works) {
     cp_async_wait<1>();
     __syncthreads();
-    const uint32_t next_works = next.works;
-    if (next_works) copy_k(p, p.k, next.keys, own_chunk + free_stage);
+    const WalkStep next = block.steps[next_step];
+    if (next.works) copy_k(p, p.k, next.keys, free_stage + own_chunk);
     cp_async_commit();
-    const uint32_t work = works >> warp_bits & 3;
-    if (work != kNothing) {
-      rows.weigh(base + k_stage, work != kUnmasked, [&] {
-        const Tile keys = block.step(i).keys;
-        if (work == kByLength) return lumos_range_bits(0, keys.num_tokens);
+    const uint32_t work = works & own_bits;
+    if (work) {
+      rows.weigh(k_stage, work != own_bits, [&] {
+        const Tile keys = block.steps[block.after(next_step, -1)].keys;
+        if (work != by_query) return lumos_range_bits(0, keys.num_tokens);
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
         visibility.load(p.intervals, block.side().slot_begin + block.first_row() + row, row < block.num_rows());
@@ -101,26 +99,27 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     }
 
     cp_async_wait<1>();
-    bool finite = true;
+    uint32_t checked = 0;
     if (works & kPartialStep) {
-      finite = !__syncthreads_or(Copy::holds_not_finite(shared + v_stage + Copy::offset()));  // its own copies
-      finite |= work != kByQuery;
+      const unsigned char* own_values = shared + (v_stage - base) + own_chunk;  // its own copies
+      if (__syncthreads_or(Copy::holds_not_finite(own_values))) checked = work == by_query;
     } else {
       __syncthreads();
     }
-    if (next_works) copy_v(p, p.v, next.keys, own_chunk + k_stage);
+    if (next.works) copy_v(p, p.v, next.keys, k_stage + own_chunk);
     cp_async_commit();
-    if (i + 2 == num_steps) num_steps += block.take_steps(p.key_tiles, num_steps);
-    if (!finite) {
-      rows.accumulate_checked(base + v_stage);
-    } else if (work != kNothing) {
-      rows.accumulate(base + v_stage);
+    if (next_step == last_step) last_step = block.take_steps(p.key_tiles, last_step);
+    if (checked) {
+      rows.accumulate_checked(v_stage);
+    } else if (work) {
+      rows.accumulate(v_stage);
     }
     const uint32_t read = v_stage;
     v_stage = k_stage;  // of the next tile
     k_stage = free_stage;
     free_stage = read;
-    works = next_works;
+    works = next.works;
+    next_step = block.after(next_step);
   }
 
   cp_async_wait<0>();

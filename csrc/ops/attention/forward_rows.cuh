@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cuda/at_offset.cuh"
+#include "cuda/kept.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/mma_first.cuh"
@@ -42,14 +43,15 @@ class ForwardRows {
   __device__ ForwardRows(uint32_t q, int num_rows, float factor) : factor_(factor) {
     const int lane = threadIdx.x % 32;
     q_ = q + Order::offset(lane % 16, lane / 16);
-    k_offset_ = Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-    v_offset_ = Order::offset(lane % 16, lane / 16);
+    k_offset_ = kept(Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2));
+    v_offset_ = kept(Order::offset(lane % 16, lane / 16));
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         minus_top_[m][r] = sum_[m][r] = 0.0f;
         topless_ |= uint32_t(16 * m + 8 * r + lane / 4 < num_rows) << (2 * m + r);
+        rising_ = topless_;
       }
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
@@ -75,16 +77,13 @@ class ForwardRows {
   __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
     k += k_offset_;
     float total[2][2];
-    bool raises = fresh_;  // of the whole warp
-    uint32_t rising = topless_, risen = 0;
-    while (true) {
+    for (bool again = false;; again = true) {
       Scores s;
       scores(k, s);
-      if (raises) {
+      if (raises_) {
         uint32_t bits[2][2][2];
         spread(masked ? seen() : ~uint64_t(0), bits);
-        raise(s, bits, rising);
-        risen |= rising;
+        raise(s, bits);
       }
       if (masked) {
         uint32_t bits[2][2][2];
@@ -94,10 +93,9 @@ class ForwardRows {
         weights<false>(s, {}, total);
       }
       const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
-      if (!__any_sync(~0u, greatest > kLimit)) break;
-      rising = rows_above(total) & ~risen;  // once a tile: the greatest score itself is rounded
-      raises = __any_sync(~0u, rising);
-      if (!raises) break;
+      if (!__any_sync(~0u, greatest > kLimit) || again) break;  // once a tile: the greatest score itself is rounded
+      rising_ = rows_above(total);
+      raises_ = true;
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -261,8 +259,8 @@ class ForwardRows {
     return rows;
   }
 
-  // Gives the rows of `rising` the tile's greatest score as their top, where it is greater. The whole warp calls it.
-  __device__ void raise(const Scores& s, const uint32_t (&bits)[2][2][2], uint32_t rising) {
+  // Gives the rows of rising_ the tile's greatest score as their top, where it is greater. The whole warp calls it.
+  __device__ void raise(const Scores& s, const uint32_t (&bits)[2][2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -279,7 +277,7 @@ class ForwardRows {
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 1));
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 2));
         const float before = top(m, r);
-        if (rising >> (2 * m + r) & 1 && greatest > before) {
+        if (rising_ >> (2 * m + r) & 1 && greatest > before) {
           minus_top_[m][r] = -greatest;
           topless_ &= ~(1u << (2 * m + r));
           const float shrink = exp2_approximate(before - greatest);
@@ -292,13 +290,15 @@ class ForwardRows {
         }
       }
     }
-    fresh_ = __any_sync(~0u, topless_);
+    rising_ = topless_;
+    raises_ = __any_sync(~0u, topless_);
   }
 
   float factor_;
   uint32_t q_, k_offset_, v_offset_;
-  bool fresh_ = true;     // some row of the warp has no top yet
-  uint32_t topless_ = 0;  // rows of the lane that have none
+  int raises_ = true;     // some row of the warp takes a new top at the next tile
+  uint32_t topless_ = 0;  // rows of the lane that have none yet
+  uint32_t rising_ = 0;   // those that take a new one: the topless or, when a tile is computed again, those above it
   uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];
   float acc_[2][kHeadDim / 8][4], minus_top_[2][2], sum_[2][2];
   uint32_t weights_[2][kKeys / 16][4];

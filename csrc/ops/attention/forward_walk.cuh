@@ -50,14 +50,14 @@ struct ForwardBlock {
   __device__ static int first_row() { return threadIdx.x % LUMOS_TILE_TOKENS / kWarpRows * kWarpRows; }
   __device__ int num_rows() const { return min(max(side().num_rows - first_row(), 0), kWarpRows); }
 
-  __device__ const WalkStep& step(int i) const { return steps[i % kSteps]; }
+  __device__ static int after(int step, int count = 1) { return (step + count) & (kSteps - 1); }
 
-  // Makes steps from step i on, at least one; returns how many. The whole first warp calls it, its lanes in one state.
-  __device__ int take_steps(const lumos_tiles& key_tiles, int i) {
+  // Makes at least one step behind the last one, which it returns; see `steps`. The whole first warp calls it, its lanes in one state.
+  __device__ int take_steps(const lumos_tiles& key_tiles, int last) {
     const int lane = threadIdx.x;
     if (walk.done()) {
-      steps[i % kSteps].works = 0;
-      return 1;
+      steps[after(last)] = {};
+      return after(last);
     }
     const int count = min(walk.end - walk.tile, kBatch);
     if (lane < count) {
@@ -71,14 +71,14 @@ struct ForwardBlock {
         if (sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS && state != kUnseen)
           works |= state == kPartial ? kByQuery << 2 * w | kPartialStep : whole << 2 * w;
       }
-      WalkStep& step = steps[(i + lane) % kSteps];
+      WalkStep& step = steps[after(last, 1 + lane)];
       step.keys = keys;
       step.works = works;
     }
     __syncwarp();
     walk.advance(count);
     __syncwarp();
-    return count;
+    return after(last, count);
   }
 };
 
