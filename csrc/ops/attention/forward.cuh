@@ -68,9 +68,9 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   uint32_t k_stage = base + kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
 
   uint32_t works = block.steps[0].works;  // of all warps
-  if (works) copy_k(p, p.k, block.steps[0].keys, k_stage + own_chunk);
+  copy_k(p, p.k, block.steps[0].keys(), k_stage + own_chunk);
   cp_async_commit();
-  if (works) copy_v(p, p.v, block.steps[0].keys, v_stage + own_chunk);
+  copy_v(p, p.v, block.steps[0].keys(), v_stage + own_chunk);
   cp_async_commit();
   if (Rows::kKeepsQueries) {
     cp_async_wait<1>();
@@ -79,17 +79,18 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   }
 
   const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2), by_query = own_bits / 3 * kByQuery;
+  constexpr uint32_t kChecked = 1u << 31;  // as work: the values are not all finite
   int next_step = 1;
   while (works) {
     cp_async_wait<1>();
     __syncthreads();
     const WalkStep next = block.steps[next_step];
-    if (next.works) copy_k(p, p.k, next.keys, free_stage + own_chunk);
+    copy_k(p, p.k, next.keys(), free_stage + own_chunk);
     cp_async_commit();
-    const uint32_t work = works & own_bits;
+    uint32_t work = kept(works & own_bits);
     if (work) {
       rows.weigh(k_stage, work != own_bits, [&] {
-        const Tile keys = block.steps[block.after(next_step, -1)].keys;
+        const Tile keys = block.steps[block.after(kept(next_step), -1)].keys();
         if (work != by_query) return lumos_range_bits(0, keys.num_tokens);
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
@@ -99,17 +100,16 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     }
 
     cp_async_wait<1>();
-    uint32_t checked = 0;
     if (works & kPartialStep) {
       const unsigned char* own_values = shared + (v_stage - base) + own_chunk;  // its own copies
-      if (__syncthreads_or(Copy::holds_not_finite(own_values))) checked = work == by_query;
+      if (__syncthreads_or(Copy::holds_not_finite(own_values)) && work == by_query) work = kChecked;
     } else {
       __syncthreads();
     }
-    if (next.works) copy_v(p, p.v, next.keys, k_stage + own_chunk);
+    copy_v(p, p.v, next.keys(), k_stage + own_chunk);
     cp_async_commit();
     if (next_step == last_step) last_step = block.take_steps(p.key_tiles, last_step);
-    if (checked) {
+    if (work == kChecked) {
       rows.accumulate_checked(v_stage);
     } else if (work) {
       rows.accumulate(v_stage);

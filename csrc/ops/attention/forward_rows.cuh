@@ -77,23 +77,31 @@ class ForwardRows {
   __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
     k += k_offset_;
     float total[2][2];
-    for (bool again = false;; again = true) {
+    uint32_t again = 0;
+    while (true) {
       Scores s;
       scores(k, s);
       if (raises_) {
         uint32_t bits[2][2][2];
-        spread(masked ? seen() : ~uint64_t(0), bits);
-        raise(s, bits);
+        if (masked) {
+          spread(seen(), bits);
+          raise<true>(s, bits);
+        } else {
+          raise<false>(s, bits);
+        }
       }
       if (masked) {
         uint32_t bits[2][2][2];
-        spread(seen(), bits);
-        weights<true>(s, bits, total);
+        const uint64_t row = seen();
+        spread(row, bits);
+        weights_masked(s, bits, {__reduce_and_sync(~0u, uint32_t(row)), __reduce_and_sync(~0u, uint32_t(row >> 32))}, total);
       } else {
-        weights<false>(s, {}, total);
+        unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
       }
       const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
-      if (!__any_sync(~0u, greatest > kLimit) || again) break;  // once a tile: the greatest score itself is rounded
+      if (!__any_sync(~0u, greatest > kLimit)) break;
+      if (again) break;  // the greatest score itself is rounded
+      again = 1;
       rising_ = rows_above(total);
       raises_ = true;
     }
@@ -226,14 +234,15 @@ class ForwardRows {
   }
   __device__ static bool sees(const uint32_t (&bits)[2], int n, int c) { return bits[n / 4] >> (n % 4 * 8 + c) & 1; }
 
-  template <bool kMasked>
+  // Weights of keys 16 kGroup to 16 kGroup + 15, and their sums on top of those of the groups before.
+  template <int kGroup, bool kMasked>
   __device__ void weights(const Scores& s, const uint32_t (&bits)[2][2][2], float (&total)[2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n) {
+        for (int n = 2 * kGroup; n < 2 * kGroup + 2; ++n) {
           float w[2];
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
@@ -245,6 +254,18 @@ class ForwardRows {
         }
       }
     }
+  }
+  // all: the keys that every row sees
+  __device__ void weights_masked(const Scores& s, const uint32_t (&bits)[2][2][2], const uint32_t (&all)[2],
+                                 float (&total)[2][2]) {
+    unrolled<kKeys / 16>([&](auto keys) {
+      constexpr uint32_t kGroup = 0xffffu << keys.value % 2 * 16;
+      if ((all[keys.value / 2] & kGroup) == kGroup) {
+        weights<keys.value, false>(s, bits, total);
+      } else {
+        weights<keys.value, true>(s, bits, total);
+      }
+    });
   }
 
   // Rows of a lane are bits 2 m + r.
@@ -260,6 +281,7 @@ class ForwardRows {
   }
 
   // Gives the rows of rising_ the tile's greatest score as their top, where it is greater. The whole warp calls it.
+  template <bool kMasked>
   __device__ void raise(const Scores& s, const uint32_t (&bits)[2][2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -270,7 +292,7 @@ class ForwardRows {
         for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const bool seen = sees(bits[m][r], n, c);
+            const bool seen = !kMasked || sees(bits[m][r], n, c);
             greatest = fmaxf(greatest, seen ? s[m][n][2 * r + c] * factor_ : -INFINITY);
           }
         }

@@ -32,9 +32,13 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
 // bounds of the queries, or the end of the tile, or not at all.
 enum WarpWork : uint32_t { kNothing, kByQuery, kByLength, kUnmasked };
 
+// One step of the walk. Behind the last one follows a step without keys and works.
 struct alignas(16) WalkStep {
-  Tile keys;
-  uint32_t works;  // WarpWork, 2 bits for each warp; kPartialStep if one of them is kByQuery. 0: the walk is over
+  int slot_begin, num_tokens, index_begin;
+  uint32_t works;  // WarpWork, 2 bits for each warp; kPartialStep if one of them is kByQuery
+  int sequence;
+
+  __device__ Tile keys() const { return {slot_begin, num_tokens, index_begin, sequence}; }
 };
 constexpr uint32_t kPartialStep = 1u << 31;
 
@@ -52,7 +56,7 @@ struct ForwardBlock {
 
   __device__ static int after(int step, int count = 1) { return (step + count) & (kSteps - 1); }
 
-  // Makes at least one step behind the last one, which it returns; see `steps`. The whole first warp calls it, its lanes in one state.
+  // Makes at least one step behind `last` and returns the last one now. The whole first warp calls it.
   __device__ int take_steps(const lumos_tiles& key_tiles, int last) {
     const int lane = threadIdx.x;
     if (walk.done()) {
@@ -71,9 +75,7 @@ struct ForwardBlock {
         if (sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS && state != kUnseen)
           works |= state == kPartial ? kByQuery << 2 * w | kPartialStep : whole << 2 * w;
       }
-      WalkStep& step = steps[after(last, 1 + lane)];
-      step.keys = keys;
-      step.works = works;
+      steps[after(last, 1 + lane)] = {keys.slot_begin, keys.num_tokens, keys.index_begin, works, keys.sequence};
     }
     __syncwarp();
     walk.advance(count);
