@@ -48,10 +48,12 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       }
     }
   }
-  __syncthreads();
   int last_step = INT_MAX;  // that is made; only the first warp knows
   if (threadIdx.x < 32) {
-    block.walk.start();
+    if (threadIdx.x == 0) {
+      block.kv_head = (two_heads ? 2 : 1) * int(blockIdx.y) / int(p.num_heads / p.num_kv_heads);
+      block.walk.start();
+    }
     __syncwarp();
     last_step = block.take_steps(p.key_tiles, block.kSteps - 1);
     if (last_step == 0) last_step = block.take_steps(p.key_tiles, last_step);
@@ -62,8 +64,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const auto own_queries = [&] { return shared + threadIdx.x / 32 * kWarpRows * kHeadDim * 2; };
   Rows rows(shared_address(own_queries()), block.num_rows(), factor);
 
-  const int kv_head = (two_heads ? 2 : 1) * int(blockIdx.y) / int(p.num_heads / p.num_kv_heads);
-  const KeyCopy<Keys, T, kHeadDim> copy_k(p.k, kv_head), copy_v(p.v, kv_head);
+  const KeyCopy<Keys, T, kHeadDim> copy_k(p.k, block.kv_head), copy_v(p.v, block.kv_head);
   // In shared memory: K and V of the tile, and the stage that is free for the next K.
   uint32_t k_stage = base + kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
 
@@ -78,20 +79,21 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     rows.load_queries();
   }
 
-  const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2), by_query = own_bits / 3 * kByQuery;
+  const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2);
   constexpr uint32_t kChecked = 1u << 31;  // as work: the values are not all finite
   int next_step = 1;
   while (works) {
     cp_async_wait<1>();
     __syncthreads();
-    const WalkStep next = block.steps[next_step];
+    const WalkStep& next = block.steps[next_step];
     copy_k(p, p.k, next.keys(), free_stage + own_chunk);
     cp_async_commit();
+    const uint32_t next_works = next.works;
     uint32_t work = kept(works & own_bits);
     if (work) {
       rows.weigh(k_stage, work != own_bits, [&] {
         const Tile keys = block.steps[block.after(kept(next_step), -1)].keys();
-        if (work != by_query) return lumos_range_bits(0, keys.num_tokens);
+        if (!is_by_query(work)) return lumos_range_bits(0, keys.num_tokens);
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
         visibility.load(p.intervals, block.side().slot_begin + block.first_row() + row, row < block.num_rows());
@@ -102,7 +104,8 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     cp_async_wait<1>();
     if (works & kPartialStep) {
       const unsigned char* own_values = shared + (v_stage - base) + own_chunk;  // its own copies
-      if (__syncthreads_or(Copy::holds_not_finite(own_values)) && work == by_query) work = kChecked;
+      if (__syncthreads_or(Copy::holds_not_finite(own_values)) && work != own_bits && is_by_query(work))
+        work = kChecked;
     } else {
       __syncthreads();
     }
@@ -118,7 +121,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     v_stage = k_stage;  // of the next tile
     k_stage = free_stage;
     free_stage = read;
-    works = next.works;
+    works = next_works;
     next_step = block.after(next_step);
   }
 

@@ -71,8 +71,8 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; seen() then gives
-  // the bits of the keys that row `lane` sees. The whole warp calls it.
+  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; seen() then
+  // gives the bits of the keys that row `lane` sees. The whole warp calls it.
   template <class Seen>
   __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
     k += k_offset_;
@@ -94,7 +94,8 @@ class ForwardRows {
         uint32_t bits[2][2][2];
         const uint64_t row = seen();
         spread(row, bits);
-        weights_masked(s, bits, {__reduce_and_sync(~0u, uint32_t(row)), __reduce_and_sync(~0u, uint32_t(row >> 32))}, total);
+        weights_masked(s, bits, {__reduce_and_sync(~0u, uint32_t(row)), __reduce_and_sync(~0u, uint32_t(row >> 32))},
+                       total);
       } else {
         unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
       }

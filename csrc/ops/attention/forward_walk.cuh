@@ -32,6 +32,9 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
 // bounds of the queries, or the end of the tile, or not at all.
 enum WarpWork : uint32_t { kNothing, kByQuery, kByLength, kUnmasked };
 
+// Of a warp's two bits of `works`, not kUnmasked.
+__device__ inline bool is_by_query(uint32_t work) { return work & 0x55555555u; }
+
 // One step of the walk. Behind the last one follows a step without keys and works.
 struct alignas(16) WalkStep {
   int slot_begin, num_tokens, index_begin;
@@ -47,6 +50,7 @@ struct ForwardBlock {
   static constexpr int kSteps = 16, kBatch = 8;  // the two steps in use stay while a batch is made
   WalkStep steps[kSteps];
   ForwardSide sides[kSides];
+  int kv_head;
   TileWalk<kSides> walk;
 
   // Of the calling warp.
@@ -78,7 +82,7 @@ struct ForwardBlock {
       steps[after(last, 1 + lane)] = {keys.slot_begin, keys.num_tokens, keys.index_begin, works, keys.sequence};
     }
     __syncwarp();
-    walk.advance(count);
+    if (lane == 0) walk.advance(count);
     __syncwarp();
     return after(last, count);
   }

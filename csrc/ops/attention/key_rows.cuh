@@ -47,9 +47,7 @@ struct TileCopy {
   }
   template <int kStep>
   __device__ static void row(uint64_t from, uint32_t to) {
-    unrolled<kPasses>([&](auto pass) {
-      cp_async_at<place(kStep, pass.value), pass.value * kAcross * 16>(to, from);
-    });
+    unrolled<kPasses>([&](auto pass) { cp_async_at<place(kStep, pass.value), pass.value * kAcross * 16>(to, from); });
   }
   // Of all its rows. from: the thread's first chunk of a tile [num_rows, head_dim]
   __device__ static void rows(uint64_t from, uint64_t stride_bytes, int num_rows, uint32_t to) {
@@ -120,9 +118,11 @@ class KeyCopy<PackedKeys, T, kHeadDim> {
   using Copy = TileCopy<T, kHeadDim>;
 
  public:
-  // head: of the keys
-  __device__ KeyCopy(const lumos_tokens& tokens, int head)
-      : own_(kept(Copy::first_chunk(tokens, 0, head))), stride_bytes_(kept(tokens.stride_token * sizeof(T))) {}
+  // head: of the keys; outlives this
+  __device__ KeyCopy(const lumos_tokens& tokens, const int& head)
+      : own_(kept(Copy::first_chunk(tokens, 0, head))), stride_bytes_(tokens.stride_token * sizeof(T)) {
+    if (kHeadDim <= 64) stride_bytes_ = kept(stride_bytes_);  // above there is no room
+  }
   __device__ void operator()(const lumos_attention_params&, const lumos_tokens&, const Tile& tile, uint32_t to) const {
     Copy::rows(own_ + tile.slot_begin * stride_bytes_, stride_bytes_, tile.num_tokens, to);
   }
@@ -136,20 +136,20 @@ class KeyCopy<PagedKeys, T, kHeadDim> {
   using Copy = TileCopy<T, kHeadDim>;
 
  public:
-  __device__ KeyCopy(const lumos_tokens& tokens, int head)
-      : data_(static_cast<const T*>(tokens.data) + head * tokens.stride_head) {}
+  __device__ KeyCopy(const lumos_tokens&, const int& head) : head_(head) {}
   __device__ void operator()(const lumos_attention_params& p, const lumos_tokens& tokens, const Tile& tile,
                              uint32_t to) const {
+    const T* data = static_cast<const T*>(tokens.data) + head_ * tokens.stride_head;
 #pragma unroll 1
-    for (int i = 0; i < Copy::kSteps; ++i) {  // to spare registers
-      const T* row = PagedKeys::row(p, tile, Copy::row() + i * Copy::kRows, data_, tokens);
-      const T* from = (row ? row : data_) + Copy::chunk() * kVectorSize<T>;
+    for (int i = 0; i < Copy::kSteps; ++i) {
+      const T* row = PagedKeys::row(p, tile, Copy::row() + i * Copy::kRows, data, tokens);
+      const T* from = (row ? row : data) + Copy::chunk() * kVectorSize<T>;
       Copy::template row<0>(__cvta_generic_to_global(from), row != nullptr, to + Copy::place(i, 0));
     }
   }
 
  private:
-  const T* data_;
+  const int& head_;  // in shared memory, and no loop unrolled: to spare registers
 };
 
 }  // namespace lumos
