@@ -12,6 +12,8 @@
 // A warp has 32 rows of one side and skips the tiles that its side does not meet.
 #pragma once
 
+#include <type_traits>
+
 #include "ops/attention/forward_rows.cuh"
 #include "ops/attention/forward_store.cuh"
 #include "ops/attention/forward_walk.cuh"
@@ -29,6 +31,8 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
                              const float factor) {
   using Copy = TileCopy<T, kHeadDim>;
   using Rows = ForwardRows<T, kHeadDim>;
+  // In registers, or read again where there are none for it.
+  using NextStep = std::conditional_t<kHeadDim <= 64, const WalkStep, const WalkStep&>;
   constexpr int kTileBytes = LUMOS_TILE_TOKENS * kHeadDim * 2;
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ ForwardBlock block;
@@ -85,7 +89,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   while (works) {
     cp_async_wait<1>();
     __syncthreads();
-    const WalkStep& next = block.steps[next_step];
+    const NextStep next = block.steps[next_step];
     copy_k(p, p.k, next.keys(), free_stage + own_chunk);
     cp_async_commit();
     const uint32_t next_works = next.works;
