@@ -30,6 +30,14 @@ __device__ inline void cp_async_at(uint32_t shared, uint64_t global, uint32_t so
                : "memory");
 }
 
+template <int kSharedOffset, int kGlobalOffset>
+__device__ inline void cp_async_at(uint32_t shared, uint64_t global) {
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;"
+               :
+               : "r"(shared), "l"(global), "n"(kSharedOffset), "n"(kGlobalOffset)
+               : "memory");
+}
+
 // Waits for all copies of this thread, in whichever groups. The others' copies need a barrier as well.
 __device__ inline void cp_async_wait_all() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 

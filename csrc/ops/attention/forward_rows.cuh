@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cuda/at_offset.cuh"
+#include "cuda/kept.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/mma_first.cuh"
@@ -42,14 +43,15 @@ class ForwardRows {
   __device__ ForwardRows(uint32_t q, int num_rows, float factor) : factor_(factor) {
     const int lane = threadIdx.x % 32;
     q_ = q + Order::offset(lane % 16, lane / 16);
-    k_offset_ = Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-    v_offset_ = Order::offset(lane % 16, lane / 16);
+    k_offset_ = kept(Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2));
+    v_offset_ = kept(Order::offset(lane % 16, lane / 16));
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         minus_top_[m][r] = sum_[m][r] = 0.0f;
         topless_ |= uint32_t(16 * m + 8 * r + lane / 4 < num_rows) << (2 * m + r);
+        rising_ = topless_;
       }
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
@@ -69,31 +71,40 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; `seen` then has
-  // the bits of the keys that row `lane` sees.
-  __device__ void weigh(uint32_t k, bool masked, uint64_t seen) {
-    uint32_t bits[2][2][2] = {};
-    if (masked) spread(seen, bits);
+  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; seen() then
+  // gives the bits of the keys that row `lane` sees. The whole warp calls it.
+  template <class Seen>
+  __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
+    k += k_offset_;
     float total[2][2];
-    bool raises = fresh_;  // of the whole warp
-    uint32_t rising = topless_, risen = 0;
+    uint32_t again = 0;
     while (true) {
       Scores s;
-      scores(k + k_offset_, s);
-      if (raises) {
-        raise(s, masked, bits, rising);
-        risen |= rising;
+      scores(k, s);
+      if (raises_) {
+        uint32_t bits[2][2][2];
+        if (masked) {
+          spread(seen(), bits);
+          raise<true>(s, bits);
+        } else {
+          raise<false>(s, bits);
+        }
       }
       if (masked) {
-        weights<true>(s, bits, total);
+        uint32_t bits[2][2][2];
+        const uint64_t row = seen();
+        spread(row, bits);
+        weights_masked(s, bits, {__reduce_and_sync(~0u, uint32_t(row)), __reduce_and_sync(~0u, uint32_t(row >> 32))},
+                       total);
       } else {
-        weights<false>(s, bits, total);
+        unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
       }
       const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
       if (!__any_sync(~0u, greatest > kLimit)) break;
-      rising = rows_above(total) & ~risen;  // once a tile: the greatest score itself is rounded
-      raises = __any_sync(~0u, rising);
-      if (!raises) break;
+      if (again) break;  // the greatest score itself is rounded
+      again = 1;
+      rising_ = rows_above(total);
+      raises_ = true;
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -224,14 +235,15 @@ class ForwardRows {
   }
   __device__ static bool sees(const uint32_t (&bits)[2], int n, int c) { return bits[n / 4] >> (n % 4 * 8 + c) & 1; }
 
-  template <bool kMasked>
+  // Weights of keys 16 kGroup to 16 kGroup + 15, and their sums on top of those of the groups before.
+  template <int kGroup, bool kMasked>
   __device__ void weights(const Scores& s, const uint32_t (&bits)[2][2][2], float (&total)[2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n) {
+        for (int n = 2 * kGroup; n < 2 * kGroup + 2; ++n) {
           float w[2];
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
@@ -243,6 +255,18 @@ class ForwardRows {
         }
       }
     }
+  }
+  // all: the keys that every row sees
+  __device__ void weights_masked(const Scores& s, const uint32_t (&bits)[2][2][2], const uint32_t (&all)[2],
+                                 float (&total)[2][2]) {
+    unrolled<kKeys / 16>([&](auto keys) {
+      constexpr uint32_t kGroup = 0xffffu << keys.value % 2 * 16;
+      if ((all[keys.value / 2] & kGroup) == kGroup) {
+        weights<keys.value, false>(s, bits, total);
+      } else {
+        weights<keys.value, true>(s, bits, total);
+      }
+    });
   }
 
   // Rows of a lane are bits 2 m + r.
@@ -257,8 +281,9 @@ class ForwardRows {
     return rows;
   }
 
-  // Gives the rows of `rising` the tile's greatest score as their top, where it is greater. The whole warp calls it.
-  __device__ void raise(const Scores& s, bool masked, const uint32_t (&bits)[2][2][2], uint32_t rising) {
+  // Gives the rows of rising_ the tile's greatest score as their top, where it is greater. The whole warp calls it.
+  template <bool kMasked>
+  __device__ void raise(const Scores& s, const uint32_t (&bits)[2][2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -268,14 +293,14 @@ class ForwardRows {
         for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const bool seen = !masked || sees(bits[m][r], n, c);
+            const bool seen = !kMasked || sees(bits[m][r], n, c);
             greatest = fmaxf(greatest, seen ? s[m][n][2 * r + c] * factor_ : -INFINITY);
           }
         }
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 1));
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 2));
         const float before = top(m, r);
-        if (rising >> (2 * m + r) & 1 && greatest > before) {
+        if (rising_ >> (2 * m + r) & 1 && greatest > before) {
           minus_top_[m][r] = -greatest;
           topless_ &= ~(1u << (2 * m + r));
           const float shrink = exp2_approximate(before - greatest);
@@ -288,13 +313,15 @@ class ForwardRows {
         }
       }
     }
-    fresh_ = __any_sync(~0u, topless_);
+    rising_ = topless_;
+    raises_ = __any_sync(~0u, topless_);
   }
 
   float factor_;
   uint32_t q_, k_offset_, v_offset_;
-  bool fresh_ = true;     // some row of the warp has no top yet
-  uint32_t topless_ = 0;  // rows of the lane that have none
+  int raises_ = true;     // some row of the warp takes a new top at the next tile
+  uint32_t topless_ = 0;  // rows of the lane that have none yet
+  uint32_t rising_ = 0;   // those that take a new one: the topless or, when a tile is computed again, those above it
   uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];
   float acc_[2][kHeadDim / 8][4], minus_top_[2][2], sum_[2][2];
   uint32_t weights_[2][kKeys / 16][4];

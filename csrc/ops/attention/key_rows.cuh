@@ -4,10 +4,9 @@
 // chunks), the block `kRows` rows at a time.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/at_offset.cuh"
 #include "cuda/cp_async.cuh"
+#include "cuda/kept.cuh"
 #include "cuda/not_finite.cuh"
 #include "cuda/swizzle.cuh"
 #include "cuda/unrolled.cuh"
@@ -33,6 +32,12 @@ struct TileCopy {
     return step * kRows * kRowBytes + pass * kAcross * 16;
   }
 
+  // The thread's first chunk of a tile at this slot, in global memory.
+  __device__ static uint64_t first_chunk(const lumos_tokens& tokens, int64_t slot, int head) {
+    const T* data = static_cast<const T*>(tokens.data) + head * tokens.stride_head;
+    return __cvta_generic_to_global(data + (slot + row()) * tokens.stride_token + chunk() * kVectorSize<T>);
+  }
+
   // The thread's chunks of row kStep, zeros where it does not exist. from: the first one
   template <int kStep>
   __device__ static void row(uint64_t from, bool exists, uint32_t to) {
@@ -40,19 +45,22 @@ struct TileCopy {
       cp_async_at<place(kStep, pass.value), pass.value * kAcross * 16>(to, from, exists ? 16 : 0);
     });
   }
+  template <int kStep>
+  __device__ static void row(uint64_t from, uint32_t to) {
+    unrolled<kPasses>([&](auto pass) { cp_async_at<place(kStep, pass.value), pass.value * kAcross * 16>(to, from); });
+  }
   // Of all its rows. from: the thread's first chunk of a tile [num_rows, head_dim]
-  __device__ static void rows(const T* from, int64_t stride, int num_rows, uint32_t to) {
-    uint64_t at = __cvta_generic_to_global(from);
-    const uint64_t step = kRows * stride * int64_t(sizeof(T));
+  __device__ static void rows(uint64_t from, uint64_t stride_bytes, int num_rows, uint32_t to) {
+    const uint64_t step = kRows * stride_bytes;
     if (num_rows == LUMOS_TILE_TOKENS) {
       unrolled<kSteps>([&](auto i) {
-        row<i.value>(at, true, to);
-        at += step;
+        row<i.value>(from, to);
+        from += step;
       });
     } else {
       unrolled<kSteps>([&](auto i) {
-        row<i.value>(at, row() + i.value * kRows < num_rows, to);
-        at += step;
+        row<i.value>(from, row() + i.value * kRows < num_rows, to);
+        from += step;
       });
     }
   }
@@ -101,22 +109,47 @@ struct PagedKeys {
   }
 };
 
-// A tile of keys or values on its way to shared memory. to: the thread's first chunk
-template <class Keys, int kHeadDim, class T>
-__device__ void copy_keys(const lumos_attention_params& p, const Tile& tile, const T* data, const lumos_tokens& tokens,
-                          uint32_t to) {
+// Tiles of keys or values on their way to shared memory, as one thread sees them. to: the thread's first chunk
+template <class Keys, class T, int kHeadDim>
+class KeyCopy;
+
+template <class T, int kHeadDim>
+class KeyCopy<PackedKeys, T, kHeadDim> {
   using Copy = TileCopy<T, kHeadDim>;
-  if constexpr (std::is_same_v<Keys, PackedKeys>) {
-    const T* first = data + (int64_t(tile.slot_begin) + Copy::row()) * tokens.stride_token;
-    Copy::rows(first + Copy::chunk() * kVectorSize<T>, tokens.stride_token, tile.num_tokens, to);
-  } else {
+
+ public:
+  // head: of the keys; outlives this
+  __device__ KeyCopy(const lumos_tokens& tokens, const int& head)
+      : own_(kept(Copy::first_chunk(tokens, 0, head))), stride_bytes_(tokens.stride_token * sizeof(T)) {
+    if (kHeadDim <= 64) stride_bytes_ = kept(stride_bytes_);  // above there is no room
+  }
+  __device__ void operator()(const lumos_attention_params&, const lumos_tokens&, const Tile& tile, uint32_t to) const {
+    Copy::rows(own_ + tile.slot_begin * stride_bytes_, stride_bytes_, tile.num_tokens, to);
+  }
+
+ private:
+  uint64_t own_, stride_bytes_;  // the thread's first chunk of a tile at slot 0, in global memory
+};
+
+template <class T, int kHeadDim>
+class KeyCopy<PagedKeys, T, kHeadDim> {
+  using Copy = TileCopy<T, kHeadDim>;
+
+ public:
+  __device__ KeyCopy(const lumos_tokens&, const int& head) : head_(head) {}
+  __device__ void operator()(const lumos_attention_params& p, const lumos_tokens& tokens, const Tile& tile,
+                             uint32_t to) const {
+    const T* data = static_cast<const T*>(tokens.data) + head_ * tokens.stride_head;
 #pragma unroll 1
-    for (int i = 0; i < Copy::kSteps; ++i) {  // to spare registers
-      const T* row = Keys::row(p, tile, Copy::row() + i * Copy::kRows, data, tokens);
+    for (int i = 0; i < Copy::kSteps; ++i) {
+      const T* row = PagedKeys::row(p, tile, Copy::row() + i * Copy::kRows, data, tokens);
       const T* from = (row ? row : data) + Copy::chunk() * kVectorSize<T>;
       Copy::template row<0>(__cvta_generic_to_global(from), row != nullptr, to + Copy::place(i, 0));
     }
   }
-}
+
+ private:
+  const int& head_;  // in shared memory, and no loop unrolled: to spare registers
+};
 
 }  // namespace lumos

@@ -52,8 +52,11 @@ struct TileWalk {
   // Every cursor is started.
   __device__ void start() { stretch(0); }
   __device__ bool done() const { return tile == INT_MAX; }
-  __device__ void next() {
-    if (++tile == end) stretch(tile);
+  __device__ void next() { advance(1); }
+  // By count <= end - tile tiles.
+  __device__ void advance(int count) {
+    tile += count;
+    if (tile == end) stretch(tile);
   }
 
  private:
