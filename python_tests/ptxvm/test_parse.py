@@ -359,7 +359,7 @@ def test_truncated(end):
     load(TEXT[:end])
 
 
-characters = st.sampled_from(string.printable) | st.characters()
+characters = st.sampled_from(string.printable) | st.characters(exclude_categories=["Cs"])  # no text holds a surrogate
 
 
 @given(st.lists(st.tuples(st.integers(0, len(TEXT) - 1), characters), min_size=100, max_size=100))
