@@ -1,15 +1,14 @@
 // Attention forward in bf16 on tile registers: a block of query rows against chunks of packed key tiles.
 //
-// A unit is a group of 32 rows (tokens x heads that share the key head) and a key tile of 64 tokens:
-//   scores   S [32, 64] = Q K'
+// A group of 32 rows (tokens x heads that share the key head) meets one key tile of 64 tokens after another:
+//   scores   S [32, 64] = Q K', one tile ahead of
 //   weights  P = 2^(scale log2(e) S - reference), 0 where not seen; sums of P, each lane by itself
-//   values   O [32, head_dim] += P V
-// The weights of one unit are computed between the tile products of its neighbours: values of the unit before, scores
-// of the unit after. A row's reference is the greatest score of the first tile in which it sees a key. It rises, and
-// the row's sums are rescaled, only where the weights of a tile sum to more than kLimit in a lane: a decision of the
-// row alone.
+//   values   O [32, head_dim] += P V, of up to kPending tiles at once, so that O is loaded and stored once for them
+// A row's reference is the greatest score of the first tile in which it sees a key. It rises, and the row's sums are
+// rescaled, only where the weights of a tile sum to more than kLimit in a lane: a decision of the row alone.
 #include <cmath>
 
+#include "cpu/short_exp2.h"
 #include "cpu/simd_math.h"
 #include "ops/attention/amx_keys.h"
 #include "ops/attention/attention_kernel.h"
@@ -19,35 +18,36 @@ namespace lumos::LUMOS_ISA {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-constexpr int kGroupRows = 32;
+constexpr int kGroupRows = 32, kPending = 2;
 constexpr float kLimit = 256.0f;
 
-// Minimax polynomial of 2^f on [0, 1), exactly 1 at 0: relative error 1.5e-7 with rounding.
-constexpr float kExp2Above[5] = {0x1.62e4bap-1f, 0x1.ebdb56p-3f, 0x1.c91cf8p-5f, 0x1.277806p-7f, 0x1.e976p-10f};
-
-// 2^x where seen, else 0; 0 at -inf, inf at inf, NaN stays NaN.
-LUMOS_INLINE vec exp2_where(uint64_t seen, vec x) {
-  const vec f = (vec)_mm512_maskz_reduce_ps(0xffff, (__m512)x, 0x09);  // x - floor(x)
-  vec p = broadcast(kExp2Above[4]);
-  for (int i = 3; i >= 0; --i) p = fma(p, f, broadcast(kExp2Above[i]));
-  p = fma(p, f, broadcast(1.0f));
-  return (vec)_mm512_maskz_scalef_ps(static_cast<__mmask16>(seen), (__m512)p, (__m512)x);
-}
-
-// A row of weights in bf16: 32 tokens of each half.
-LUMOS_INLINE void store_weights(const vec weights[4], bfloat16* row) {
+// Row r of a meeting: in bf16, tiles [2 halves of the tokens, 2 of 16 rows].
+LUMOS_INLINE void store_weights(const vec weights[4], int r, bfloat16* tiles) {
+  bfloat16* row = tiles + r / 16 * kTileElements + r % 16 * kTileSum;
   for (int half = 0; half < 2; ++half) {
     store_dwords(row + half * 2 * kTileElements,
                  (ivec)_mm512_maskz_cvtne2ps_pbh(~0u, (__m512)weights[2 * half + 1], (__m512)weights[2 * half]));
   }
 }
 
-struct Unit {
-  int64_t group;
+// Registers 0 to 3 += two tiles of rows times two of columns.
+LUMOS_INLINE void multiply_quad(const bfloat16* left, const bfloat16* right) {
+  tile_load<4>(left, 64);
+  tile_load<6>(right, 64);
+  tile_load<7>(right + kTileElements, 64);
+  tile_load<5>(left + kTileElements, 64);
+  tile_multiply<0, 4, 6>();
+  tile_multiply<1, 4, 7>();
+  tile_multiply<2, 5, 6>();
+  tile_multiply<3, 5, 7>();
+}
+
+// A key tile that a group meets.
+struct Meeting {
   int slot;                    // of the key tile in the chunk
   bool whole;                  // 64 tokens, all seen by every row
   bool skip;                   // v is not finite, and some row does not see all of it
-  uint64_t masks[kGroupRows];  // unless whole
+  uint64_t masks[kGroupRows];  // unless whole: bit t of row r
 };
 
 class ForwardBlock {
@@ -72,7 +72,7 @@ class ForwardBlock {
     k_ = (bfloat16*)take(kAmxChunkTiles * tile_elements * 2);
     v_ = (bfloat16*)take((kAmxChunkTiles + 1) * tile_elements * 2);
     for (int i = 0; i < 2; ++i) scores_[i] = (float*)take(kGroupRows * kTileTokens * 4);
-    for (int i = 0; i < 2; ++i) weights_[i] = (bfloat16*)take(kGroupRows * kTileTokens * 2);
+    for (int i = 0; i < kPending; ++i) weights_[i] = (bfloat16*)take(kGroupRows * kTileTokens * 2);
     sum_before_ = (float*)take(kGroupRows * kLanes * 4);
     for (int64_t group = 0; group < num_groups_; ++group) begin_group(group);
   }
@@ -87,7 +87,7 @@ class ForwardBlock {
         if (j < 0) break;
         pack(cursors, j, chunk_tiles_++);
       }
-      if (chunk_tiles_ > 0) run_chunk();
+      for (int64_t group = 0; group < num_groups_; ++group) run_chunk(group);
     }
     for (int64_t group = 0; group < num_groups_; ++group) finish(group);
   }
@@ -154,110 +154,152 @@ class ForwardBlock {
     return infinite == 0;
   }
 
-  // The unit behind (group, slot) in the chunk; false at its end.
-  bool next_unit(int64_t& group, int& slot, Unit& unit) const {
-    for (; group < num_groups_; ++group, slot = -1) {
-      if (num_rows(group) == 0) continue;
-      while (++slot < chunk_tiles_) {
-        const Relation relation = relations_[group / groups_of_tile_][slot];
-        if (relation == kNone) continue;
-        unit.group = group;
-        unit.slot = slot;
-        unit.whole = relation == kFull && keys_[slot].num_tokens == kTileTokens;
-        unit.skip = relation == kPartial && !finite_[slot];
-        if (!unit.whole) set_masks(relation == kFull, unit);
-        return true;
+  void run_chunk(int64_t group) {
+    const int num_meetings = set_meetings(group);
+    if (num_meetings == 0) return;
+    multiply_scores(group, meetings_[0].slot, scores_[0]);
+    int first = 0;  // of the meetings whose values are not yet in acc
+    for (int i = 0; i < num_meetings; ++i) {
+      if (i + 1 < num_meetings) multiply_scores(group, meetings_[i + 1].slot, scores_[(i + 1) & 1]);
+      const bool rising = meetings_[i].whole ? weigh<true>(group, i) : weigh<false>(group, i);
+      if (rising) {
+        add_values(group, first, i);
+        first = i;
+        raise(group, i);
+      }
+      if (i + 1 - first == kPending || i + 1 == num_meetings) {
+        add_values(group, first, i + 1);
+        first = i + 1;
       }
     }
-    return false;
   }
 
-  void set_masks(bool full, Unit& unit) const {
-    const Tile tile = query_tile(unit.group), &keys = keys_[unit.slot];
-    for (int r = 0; r < num_rows(unit.group); ++r) {
-      const int64_t token = tile.slot_begin + (first_row(unit.group) + r) / heads_;
-      unit.masks[r] = full ? lumos_range_bits(0, keys.num_tokens)
-                           : lumos_visible_bits(p_.intervals + token * LUMOS_NUM_INTERVALS, keys.index_begin,
-                                                keys.num_tokens, hidden_[unit.slot]);
-    }
-  }
-
-  void run_chunk() {
-    Unit units[3];
-    int64_t group = 0;
-    int slot = -1;
-    if (!next_unit(group, slot, units[0])) return;
-    const int steps = 2 * head_dim_ / 32;
-    for (int step = 0; step < steps; ++step) scores_step(units[0], step, 0);
-    int u = 0;
-    for (bool more = true; more; ++u) {
-      const Unit* before = u > 0 ? &units[(u - 1) % 3] : nullptr;
-      Unit& next = units[(u + 1) % 3];
-      more = next_unit(group, slot, next);
-      if (before && before->skip) pack_finite_v(*before);
-      if (units[u % 3].whole) {
-        weigh<true>(before, units[u % 3], more ? &next : nullptr, u);
-      } else {
-        weigh<false>(before, units[u % 3], more ? &next : nullptr, u);
+  // The key tiles of the chunk that the group meets; returns their number.
+  int set_meetings(int64_t group) {
+    const int rows = num_rows(group);
+    int num_meetings = 0;
+    for (int slot = 0; slot < chunk_tiles_ && rows > 0; ++slot) {
+      const Relation relation = relations_[group / groups_of_tile_][slot];
+      if (relation == kNone) continue;
+      const Tile tile = query_tile(group), &keys = keys_[slot];
+      Meeting& meeting = meetings_[num_meetings++];
+      meeting.slot = slot;
+      meeting.whole = relation == kFull && keys.num_tokens == kTileTokens;
+      meeting.skip = relation == kPartial && !finite_[slot];
+      for (int r = 0; r < rows && !meeting.whole; ++r) {
+        const int64_t token = tile.slot_begin + (first_row(group) + r) / heads_;
+        meeting.masks[r] = relation == kFull ? lumos_range_bits(0, keys.num_tokens)
+                                             : lumos_visible_bits(p_.intervals + token * LUMOS_NUM_INTERVALS,
+                                                                  keys.index_begin, keys.num_tokens, hidden_[slot]);
       }
-      if (before && before->skip) add_infinite_v(*before, weights_[(u - 1) & 1]);
-      if (rising_) raise(units[u % 3], u & 1);
     }
-    const Unit& last = units[(u - 1) % 3];
-    if (last.skip) pack_finite_v(last);
-    for (int step = 0; step < steps; ++step) values_step(last, step, (u - 1) & 1);
-    if (last.skip) add_infinite_v(last, weights_[(u - 1) & 1]);
+    return num_meetings;
   }
 
-  // Four products of 32 dimensions: step = (half of the keys, dimensions).
-  LUMOS_INLINE void scores_step(const Unit& unit, int step, int buffer) const {
-    const int steps = head_dim_ / 32, half = step >= steps, d = step - half * steps;
-    if (d == 0) {
+  void multiply_scores(int64_t group, int slot, float* scores) const {
+    const bfloat16* k = k_ + slot * kTileTokens * head_dim_;
+    for (int half = 0; half < 2; ++half, scores += 32) {
+      const bfloat16* q = q_ + group * kGroupRows * head_dim_;
       tile_zero<0>();
       tile_zero<1>();
       tile_zero<2>();
       tile_zero<3>();
-    }
-    const bfloat16* q = q_ + unit.group * kGroupRows * head_dim_ + d * 2 * kTileElements;
-    const bfloat16* k = k_ + unit.slot * kTileTokens * head_dim_ + step * 2 * kTileElements;
-    tile_load<4>(q, 64);
-    tile_load<6>(k, 64);
-    tile_load<7>(k + kTileElements, 64);
-    tile_load<5>(q + kTileElements, 64);
-    tile_multiply<0, 4, 6>();
-    tile_multiply<1, 4, 7>();
-    tile_multiply<2, 5, 6>();
-    tile_multiply<3, 5, 7>();
-    if (d == steps - 1) {
-      float* scores = scores_[buffer] + half * 32;
-      tile_store<0>(scores, 256);
-      tile_store<1>(scores + 16, 256);
-      tile_store<2>(scores + 16 * kTileTokens, 256);
-      tile_store<3>(scores + 16 * kTileTokens + 16, 256);
+      for (int d = 0; d < head_dim_; d += kTileSum, q += 2 * kTileElements, k += 2 * kTileElements) {
+        multiply_quad(q, k);
+      }
+      tile_store<0>(scores, 4 * kTileTokens);
+      tile_store<1>(scores + 16, 4 * kTileTokens);
+      tile_store<2>(scores + 16 * kTileTokens, 4 * kTileTokens);
+      tile_store<3>(scores + 16 * kTileTokens + 16, 4 * kTileTokens);
     }
   }
 
-  // Four products of 32 tokens: step = (dimensions, half of the keys).
-  LUMOS_INLINE void values_step(const Unit& unit, int step, int buffer) const {
-    float* out = acc_ + unit.group * kGroupRows * head_dim_ + step / 2 * 1024;
-    const int half = step % 2;
-    if (half == 0) {
+  // The weights of meeting i. Returns whether some row must raise its reference.
+  template <bool Whole>
+  bool weigh(int64_t group, int i) const {
+    const int rows = num_rows(group);
+    const float factor = factor_;
+    const uint64_t* masks = meetings_[i].masks;
+    const float *scores = scores_[i & 1], *reference = reference_ + group * kGroupRows;
+    float *sum = sum_ + group * kGroupRows * kLanes, *sum_before = sum_before_;
+    bfloat16* weights = weights_[i % kPending];
+    uvec top{};
+    for (int r = 0; r < rows; ++r) {
+      const vec shift = broadcast(reference[r]);
+      const uint64_t seen = Whole ? ~UINT64_C(0) : masks[r];
+      vec w[4];
+      for (int j = 0; j < 4; ++j) {
+        w[j] = short_exp2(load(scores + r * kTileTokens + j * kLanes) * factor - shift, seen >> (16 * j));
+      }
+      const vec total = (w[0] + w[1]) + (w[2] + w[3]), before = load(sum + r * kLanes);
+      store(sum_before + r * kLanes, before);
+      store(sum + r * kLanes, before + total);
+      top = (uvec)total > top ? (uvec)total : top;
+      store_weights(w, r, weights);
+    }
+    return _mm512_cmpgt_epu32_mask((__m512i)top, (__m512i)broadcast(kLimit)) != 0;  // or NaN
+  }
+
+  // The rows of meeting i whose weights are too great, or NaN, again; the values of those before it are in acc.
+  void raise(int64_t group, int i) {
+    for (int r = 0; r < num_rows(group); ++r) {
+      float* sum = sum_ + (group * kGroupRows + r) * kLanes;
+      float* reference = reference_ + group * kGroupRows + r;
+      const uint64_t seen = meetings_[i].whole ? ~UINT64_C(0) : meetings_[i].masks[r];
+      vec x[4], w[4];
+      vec greatest = broadcast(-INFINITY);
+      for (int j = 0; j < 4; ++j) {
+        x[j] = load(scores_[i & 1] + r * kTileTokens + j * kLanes) * factor_;
+        w[j] = short_exp2(x[j] - *reference, seen >> (16 * j));
+        greatest = max(select(seen >> (16 * j), x[j], broadcast(-INFINITY)), greatest);
+      }
+      const vec total = (w[0] + w[1]) + (w[2] + w[3]);
+      if (_mm512_cmp_ps_mask((__m512)total, (__m512)broadcast(kLimit), _CMP_NLE_UQ) == 0) continue;
+      const float tile_greatest = horizontal_max(greatest);
+      float shrink = 1.0f;
+      if (tile_greatest > *reference) {
+        shrink = short_exp2(broadcast(*reference - tile_greatest), ~0u)[0];
+        *reference = tile_greatest;
+        for (int d = 0; d < head_dim_; d += kLanes) {
+          float* values = acc(group, r, d);
+          store(values, load(values) * shrink);
+        }
+      }
+      for (int j = 0; j < 4; ++j) w[j] = short_exp2(x[j] - *reference, seen >> (16 * j));
+      store(sum, load(sum_before_ + r * kLanes) * shrink + ((w[0] + w[1]) + (w[2] + w[3])));
+      store_weights(w, r, weights_[i % kPending]);
+    }
+  }
+
+  // acc += P V of the meetings [first, end), at most kPending.
+  void add_values(int64_t group, int first, int end) {
+    if (first == end) return;
+    bool skip = false;
+    for (int i = first; i < end; ++i) skip = skip || meetings_[i].skip;
+    if (!skip) return multiply_values(group, first, end, v_, kTileTokens * head_dim_);
+    for (int i = first; i < end; ++i) {
+      if (meetings_[i].skip) {
+        pack_finite_v(meetings_[i].slot);
+        multiply_values(group, i, i + 1, packed_v(kAmxChunkTiles), 0);
+        add_infinite_v(group, i);
+      } else {
+        multiply_values(group, i, i + 1, v_, kTileTokens * head_dim_);
+      }
+    }
+  }
+
+  void multiply_values(int64_t group, int first, int end, const bfloat16* v, int64_t slot_stride) const {
+    float* out = acc_ + group * kGroupRows * head_dim_;
+    for (int d = 0; d < head_dim_; d += 32, out += 1024, v += 4 * kTileElements) {
       tile_load<0>(out, 64);
       tile_load<1>(out + 256, 64);
       tile_load<2>(out + 512, 64);
       tile_load<3>(out + 768, 64);
-    }
-    const bfloat16* p = weights_[buffer] + half * 2 * kTileElements;
-    const bfloat16* v = packed_v(unit.skip ? kAmxChunkTiles : unit.slot) + step * 2 * kTileElements;
-    tile_load<4>(p, 64);
-    tile_load<6>(v, 64);
-    tile_load<7>(v + kTileElements, 64);
-    tile_load<5>(p + kTileElements, 64);
-    tile_multiply<0, 4, 6>();
-    tile_multiply<1, 4, 7>();
-    tile_multiply<2, 5, 6>();
-    tile_multiply<3, 5, 7>();
-    if (half == 1) {
+      for (int i = first; i < end; ++i) {
+        const bfloat16 *p = weights_[i % kPending], *right = v + meetings_[i].slot * slot_stride;
+        multiply_quad(p, right);
+        multiply_quad(p + 2 * kTileElements, right + 2 * kTileElements);
+      }
       tile_store<0>(out, 64);
       tile_store<1>(out + 256, 64);
       tile_store<2>(out + 512, 64);
@@ -265,77 +307,9 @@ class ForwardBlock {
     }
   }
 
-  // The weights of `unit`, with the tile products of its neighbours between the rows.
-  template <bool Whole>
-  void weigh(const Unit* before, const Unit& unit, const Unit* next, int u) {
-    const int rows = num_rows(unit.group), steps = head_dim_ / 16, buffer = u & 1;
-    const float factor = factor_;
-    const float* scores = scores_[buffer];
-    const float* reference = reference_ + unit.group * kGroupRows;
-    float* sum = sum_ + unit.group * kGroupRows * kLanes;
-    float* sum_before = sum_before_;
-    bfloat16* weights = weights_[buffer];
-    uvec top{};
-    int r = 0;
-    for (int step = 0; step < 2 * steps; ++step) {
-      if (step < steps) {
-        if (next) scores_step(*next, step, buffer ^ 1);
-      } else {
-        if (before) values_step(*before, step - steps, buffer ^ 1);
-      }
-      for (const int end = rows * (step + 1) / (2 * steps); r < end; ++r) {
-        const vec shift = broadcast(reference[r]);
-        const uint64_t seen = Whole ? ~UINT64_C(0) : unit.masks[r];
-        vec w[4];
-        for (int i = 0; i < 4; ++i) {
-          w[i] = exp2_where(seen >> (16 * i), load(scores + r * kTileTokens + i * kLanes) * factor - shift);
-        }
-        const vec total = (w[0] + w[1]) + (w[2] + w[3]);
-        const vec old = load(sum + r * kLanes);
-        store(sum_before + r * kLanes, old);
-        store(sum + r * kLanes, old + total);
-        top = (uvec)total > top ? (uvec)total : top;
-        store_weights(w, weights + r / 16 * kTileElements + r % 16 * kTileSum);
-      }
-    }
-    rising_ = _mm512_cmpgt_epu32_mask((__m512i)top, (__m512i)broadcast(kLimit)) != 0;  // or NaN
-  }
-
-  // The rows of the unit whose weights are too great, or NaN, again; the values of the units before are in acc.
-  void raise(const Unit& unit, int buffer) {
-    for (int r = 0; r < num_rows(unit.group); ++r) {
-      float* sum = sum_ + (unit.group * kGroupRows + r) * kLanes;
-      float* reference = reference_ + unit.group * kGroupRows + r;
-      const uint64_t seen = unit.whole ? ~UINT64_C(0) : unit.masks[r];
-      const vec old = load(sum_before_ + r * kLanes);
-      vec x[4], w[4];
-      for (int i = 0; i < 4; ++i) {
-        x[i] = load(scores_[buffer] + r * kTileTokens + i * kLanes) * factor_;
-        w[i] = exp2_where(seen >> (16 * i), x[i] - *reference);
-      }
-      const vec before = (w[0] + w[1]) + (w[2] + w[3]);
-      if (_mm512_cmp_ps_mask((__m512)before, (__m512)broadcast(kLimit), _CMP_NLE_UQ) == 0) continue;
-      vec greatest = broadcast(-INFINITY);
-      for (int i = 0; i < 4; ++i) greatest = max(select(seen >> (16 * i), x[i], broadcast(-INFINITY)), greatest);
-      const float tile_greatest = horizontal_max(greatest);
-      float shrink = 1.0f;
-      if (tile_greatest > *reference) {
-        shrink = exp2_where(~0u, broadcast(*reference - tile_greatest))[0];
-        *reference = tile_greatest;
-        for (int d = 0; d < head_dim_; d += kLanes) {
-          float* values = acc(unit.group, r, d);
-          store(values, load(values) * shrink);
-        }
-      }
-      for (int i = 0; i < 4; ++i) w[i] = exp2_where(seen >> (16 * i), x[i] - *reference);
-      store(sum, old * shrink + ((w[0] + w[1]) + (w[2] + w[3])));
-      store_weights(w, weights_[buffer] + r / 16 * kTileElements + r % 16 * kTileSum);
-    }
-  }
-
-  // v of the unit with zeros for what is not finite, behind the tiles of the chunk.
-  void pack_finite_v(const Unit& unit) {
-    const bfloat16* from = packed_v(unit.slot);
+  // v of the slot with zeros for what is not finite, behind the tiles of the chunk.
+  void pack_finite_v(int slot) const {
+    const bfloat16* from = packed_v(slot);
     bfloat16* to = packed_v(kAmxChunkTiles);
     for (int i = 0; i < kTileTokens * head_dim_; i += kTileSum) {
       const __m512i x = (__m512i)load_dwords(from + i), exponent = _mm512_set1_epi16(0x7f80);
@@ -345,17 +319,17 @@ class ForwardBlock {
   }
 
   // What pack_finite_v left out, for the rows that see it.
-  void add_infinite_v(const Unit& unit, const bfloat16* weights) {
+  void add_infinite_v(int64_t group, int i) const {
     const bfloat16* rows[kTileTokens];
-    key_rows(p_, p_.v, keys_[unit.slot], kv_head_, rows);
-    for (int r = 0; r < num_rows(unit.group); ++r) {
+    key_rows(p_, p_.v, keys_[meetings_[i].slot], kv_head_, rows);
+    for (int r = 0; r < num_rows(group); ++r) {
       for (int t = 0; t < kTileTokens; ++t) {
-        if (!(unit.masks[r] >> t & 1)) continue;
-        const float weight =
-            to_float(weights[t / 32 * 2 * kTileElements + r / 16 * kTileElements + r % 16 * kTileSum + t % 32]);
+        if (!(meetings_[i].masks[r] >> t & 1)) continue;
+        const float weight = to_float(
+            weights_[i % kPending][t / 32 * 2 * kTileElements + r / 16 * kTileElements + r % 16 * kTileSum + t % 32]);
         for (int d = 0; d < head_dim_; ++d) {
           const float value = to_float(rows[t][d]);
-          if (value - value != 0.0f) *acc(unit.group, r, d) += weight * value;
+          if (value - value != 0.0f) *acc(group, r, d) += weight * value;
         }
       }
     }
@@ -369,6 +343,7 @@ class ForwardBlock {
           (tile.slot_begin + row_of_tile / heads_) * p_.num_heads + kv_head_ * heads_ + row_of_tile % heads_;
       const float reference = reference_[group * kGroupRows + r];
       const float sum = horizontal_sum(load(sum_ + (group * kGroupRows + r) * kLanes));
+      const vec inverse = broadcast(1.0f / sum);
       const bool nothing = sum == 0.0f;  // a row that sees a key has had a weight of 1
       p_.lse[row] = nothing ? -INFINITY : static_cast<float>((reference + log2(static_cast<double>(sum))) * kLn2);
       if (p_.row_state) {
@@ -377,7 +352,7 @@ class ForwardBlock {
       }
       bfloat16* out = static_cast<bfloat16*>(p_.out) + row * head_dim_;
       for (int d = 0; d < head_dim_; d += kLanes) {
-        store(out + d, nothing ? vec{} : load(acc(group, r, d)) / broadcast(sum) + 0.0f);
+        store(out + d, nothing ? vec{} : load(acc(group, r, d)) * inverse + 0.0f);
       }
     }
   }
@@ -385,16 +360,16 @@ class ForwardBlock {
   const lumos_attention_params& p_;
   const int64_t kv_head_, begin_, num_tiles_, heads_, groups_of_tile_, num_groups_;
   const int head_dim_;
-  const float factor_;    // scale log2(e)
-  bfloat16* q_;           // [groups, 32, head_dim], in tiles
-  float* acc_;            // [groups, 32, head_dim], in tiles
-  float* sum_;            // [groups, 32, 16]: of each lane
-  float* reference_;      // [groups, 32]
-  bfloat16 *k_, *v_;      // [tiles of the chunk, 64, head_dim] in tiles; v_ has one more
-  float* scores_[2];      // [32, 64]
-  bfloat16* weights_[2];  // [2 halves of the tokens, 2 of 16 rows, 16, 32]
-  float* sum_before_;     // [32, 16]
-  bool rising_ = false;
+  const float factor_;           // scale log2(e)
+  bfloat16* q_;                  // [groups, 32, head_dim], in tiles
+  float* acc_;                   // [groups, 32, head_dim], in tiles
+  float* sum_;                   // [groups, 32, 16]: of each lane
+  float* reference_;             // [groups, 32]
+  bfloat16 *k_, *v_;             // [tiles of the chunk, 64, head_dim] in tiles; v_ has one more
+  float* scores_[2];             // [32, 64]
+  bfloat16* weights_[kPending];  // [2 halves of the tokens, 2 of 16 rows, 16, 32]
+  float* sum_before_;            // [32, 16]
+  Meeting meetings_[kAmxChunkTiles];
   int chunk_tiles_ = 0;
   Tile keys_[kAmxChunkTiles];
   uint64_t hidden_[kAmxChunkTiles];
