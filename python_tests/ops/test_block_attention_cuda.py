@@ -90,6 +90,13 @@ def test_lengths_around_tiles(length: int, heads: int, kv_heads: int, backend: s
 
 
 @on_cuda
+@both_sides
+def test_more_key_tiles_than_a_block_plans_ahead(heads: int, kv_heads: int, backend: str) -> None:
+    layout = layout_of([Text(5), Frame(20, 64), Frame(1, 9)])
+    assert_exact(layout, inputs(layout, torch.bfloat16, 64, heads, kv_heads), 3)
+
+
+@on_cuda
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16,), (torch.float16,), (torch.float32,)], ids=str)
 def test_properties(dtypes: tuple[torch.dtype, ...], backend: str) -> None:
     with running(backend, 5) as place:
