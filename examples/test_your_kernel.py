@@ -68,13 +68,15 @@ def short_sighted(
 
 
 def test_sdpa_with_a_mask_is_right_and_promises_the_same_bits_from_run_to_run() -> None:
-    # In bf16: in fp32 the backward of SDPA misses by up to 1.6 times the bound, since it keeps nothing but lse.
-    bf16 = (torch.bfloat16,)
-    report = check_backend(
-        "block_attention", sdpa, backward=True, promises=["run_to_run"], dtypes=bf16, max_examples=20
-    )
+    report = check_backend("block_attention", sdpa, promises=["run_to_run"], max_examples=20)
     print(report)
     assert set(report.num_examples.values()) == {20}
+
+
+def test_sdpa_has_right_gradients_in_bf16() -> None:
+    """In fp32 they miss by up to 1.6 times the bound: SDPA keeps nothing but lse, whose rounding grows with the scores."""
+    bf16 = (torch.bfloat16,)
+    print(check_backend("block_attention", sdpa, backward=True, dtypes=bf16, max_examples=20))
 
 
 def test_flex_attention_is_right() -> None:
