@@ -207,10 +207,27 @@ def test_one_visible_key_gives_gradients_of_zero(isa: str) -> None:
         assert not grad_k.any(), dtype
 
 
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+@pytest.mark.parametrize("growth", [0.25, 4.0])
+def test_scores_that_rise_from_tile_to_tile(growth: float, dtype: torch.dtype, isa: str) -> None:
+    """Half of the rows must take a new maximum, or what stands for it, in each frame, and rescale their sums."""
+    layout = SequenceLayout.from_segments([[Text(5), *[Frame(8, 8)] * 4]])
+    q, k, v = inputs_of(layout, dtype=dtype)
+    q[::2] = q[::2].abs() + 1
+    k = k.abs() * layout.frame_id[:, None, None].clamp(min=0).to(dtype) * growth
+    exact = ops.block_attention(q.double(), k.double(), v.double(), layout, backend="reference")
+    runs = [eager.block_attention(q, k, v, layout, order=order) for order in tolerances.ORDERS]
+    for name, result, reference, *baselines in zip(
+        NAMES[:2], ops.block_attention(q, k, v, layout), exact, *runs, strict=True
+    ):
+        tolerances.assert_within_bound(result, reference, baselines, name)
+
+
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
 @pytest.mark.parametrize("magnitude", [1e-30, 30.0, 1e4])
-def test_large_and_tiny_scores(magnitude: float, isa: str) -> None:
+def test_large_and_tiny_scores(magnitude: float, dtype: torch.dtype, isa: str) -> None:
     layout = SequenceLayout.from_segments([[Text(150)]])
-    q, k, v = inputs_of(layout)
+    q, k, v = inputs_of(layout, dtype=dtype)
     q = q * magnitude
     exact, exact_lse = ops.block_attention(q.double(), k.double(), v.double(), layout, backend="reference")
     baseline, baseline_lse = eager.block_attention(q, k, v, layout)
