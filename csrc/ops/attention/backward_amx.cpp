@@ -9,61 +9,14 @@
 // those that see them.
 #include <algorithm>
 
-#include "cpu/amx.h"
+#include "cpu/amx_quad.h"
+#include "cpu/short_exp2.h"
 #include "ops/attention/backward_walk.h"
 
 namespace lumos::LUMOS_ISA {
 namespace {
 
-constexpr int kQuad = 2 * kTileRows;
-
-// The quad of sums lies in registers 0, 1 (upper rows), 2, 3; operands in 4 to 7.
-LUMOS_INLINE void zero_quad() {
-  tile_zero<0>();
-  tile_zero<1>();
-  tile_zero<2>();
-  tile_zero<3>();
-}
-
-LUMOS_INLINE void load_quad(const float* sums, int64_t columns) {
-  tile_load<0>(sums, 4 * columns);
-  tile_load<1>(sums + kTileRows, 4 * columns);
-  tile_load<2>(sums + kTileRows * columns, 4 * columns);
-  tile_load<3>(sums + kTileRows * columns + kTileRows, 4 * columns);
-}
-
-LUMOS_INLINE void store_quad(float* sums, int64_t columns) {
-  tile_store<0>(sums, 4 * columns);
-  tile_store<1>(sums + kTileRows, 4 * columns);
-  tile_store<2>(sums + kTileRows * columns, 4 * columns);
-  tile_store<3>(sums + kTileRows * columns + kTileRows, 4 * columns);
-}
-
-// += left right over 32 products: rows of `columns` elements, and two neighbouring tiles of pairs.
-LUMOS_INLINE void multiply_quad(const bfloat16* left, int64_t columns, const bfloat16* right) {
-  tile_load<4>(left, 2 * columns);
-  tile_load<6>(right, 64);
-  tile_multiply<0, 4, 6>();
-  tile_load<7>(right + kTileElements, 64);
-  tile_multiply<1, 4, 7>();
-  tile_load<5>(left + kTileRows * columns, 2 * columns);
-  tile_multiply<2, 5, 6>();
-  tile_multiply<3, 5, 7>();
-}
-
 LUMOS_INLINE __m512 floats(const float* p) { return _mm512_loadu_ps(p); }
-
-// 2^x within 3e-6, far below the rounding of bf16; exactly 1 at 0, 0 at -inf; NaN stays NaN.
-LUMOS_INLINE __m512 short_exp2(__m512 x) {
-  constexpr int kFloor = 9;
-  const __m512 f = _mm512_reduce_ps(x, kFloor);  // x - floor(x)
-  __m512 p = _mm512_set1_ps(0x1.b7f738p-7f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.abf866p-5f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ee2452p-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62d6c6p-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_maskz_scalef_ps(0xffff, p, x);  // times 2^floor(x)
-}
 
 LUMOS_INLINE __m512i rounded(__m512 first, __m512 second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
 
@@ -278,7 +231,8 @@ class TileBlock {
           const __mmask16 mask = static_cast<__mmask16>(seen >> (16 * j));
           const __m512 s = floats(scores_ + (r + i) * kQuad + 16 * j),
                        dp = floats(products_ + (r + i) * kQuad + 16 * j);
-          p[j] = _mm512_maskz_mul_ps(mask, short_exp2(_mm512_fmsub_ps(s, factor, maximum[j])), inverse[j]);
+          p[j] = _mm512_maskz_mul_ps(mask, (__m512)short_exp2((vec)_mm512_fmsub_ps(s, factor, maximum[j]), 0xffff),
+                                     inverse[j]);
           ds[j] = _mm512_maskz_mul_ps(mask, p[j], _mm512_sub_ps(dp, delta[j]));
         }
         store_dwords(weights_ + row * kTileTokens + query, (ivec)rounded(p[0], p[1]));

@@ -8,6 +8,7 @@
 // rescaled, only where the weights of a tile sum to more than kLimit in a lane: a decision of the row alone.
 #include <cmath>
 
+#include "cpu/amx_quad.h"
 #include "cpu/short_exp2.h"
 #include "cpu/simd_math.h"
 #include "ops/attention/amx_keys.h"
@@ -28,18 +29,6 @@ LUMOS_INLINE void store_weights(const vec weights[4], int r, bfloat16* tiles) {
     store_dwords(row + half * 2 * kTileElements,
                  (ivec)_mm512_maskz_cvtne2ps_pbh(~0u, (__m512)weights[2 * half + 1], (__m512)weights[2 * half]));
   }
-}
-
-// Registers 0 to 3 += two tiles of rows times two of columns.
-LUMOS_INLINE void multiply_quad(const bfloat16* left, const bfloat16* right) {
-  tile_load<4>(left, 64);
-  tile_load<6>(right, 64);
-  tile_load<7>(right + kTileElements, 64);
-  tile_load<5>(left + kTileElements, 64);
-  tile_multiply<0, 4, 6>();
-  tile_multiply<1, 4, 7>();
-  tile_multiply<2, 5, 6>();
-  tile_multiply<3, 5, 7>();
 }
 
 // A key tile that a group meets.
@@ -200,17 +189,11 @@ class ForwardBlock {
     const bfloat16* k = k_ + slot * kTileTokens * head_dim_;
     for (int half = 0; half < 2; ++half, scores += 32) {
       const bfloat16* q = q_ + group * kGroupRows * head_dim_;
-      tile_zero<0>();
-      tile_zero<1>();
-      tile_zero<2>();
-      tile_zero<3>();
+      zero_quad();
       for (int d = 0; d < head_dim_; d += kTileSum, q += 2 * kTileElements, k += 2 * kTileElements) {
-        multiply_quad(q, k);
+        multiply_quad(q, kTileSum, k);
       }
-      tile_store<0>(scores, 4 * kTileTokens);
-      tile_store<1>(scores + 16, 4 * kTileTokens);
-      tile_store<2>(scores + 16 * kTileTokens, 4 * kTileTokens);
-      tile_store<3>(scores + 16 * kTileTokens + 16, 4 * kTileTokens);
+      store_quad(scores, kTileTokens);
     }
   }
 
@@ -297,8 +280,8 @@ class ForwardBlock {
       tile_load<3>(out + 768, 64);
       for (int i = first; i < end; ++i) {
         const bfloat16 *p = weights_[i % kPending], *right = v + meetings_[i].slot * slot_stride;
-        multiply_quad(p, right);
-        multiply_quad(p + 2 * kTileElements, right + 2 * kTileElements);
+        multiply_quad(p, kTileSum, right);
+        multiply_quad(p + 2 * kTileElements, kTileSum, right + 2 * kTileElements);
       }
       tile_store<0>(out, 64);
       tile_store<1>(out + 256, 64);
