@@ -11,7 +11,7 @@ endif()
 pybind11_add_module(_C_ptxvm MODULE NO_EXTRAS ${binding_sources})
 lumos_compile_options(_C_ptxvm)
 target_compile_definitions(_C_ptxvm PRIVATE LUMOS_PTXVM)
-target_link_libraries(_C_ptxvm PRIVATE lumos_runtime lumos_ptxvm ${lumos_kernels_objects} Threads::Threads)
+target_link_libraries(_C_ptxvm PRIVATE lumos_runtime lumos_ptxvm ${lumos_kernels_objects} Threads::Threads ${CMAKE_DL_LIBS})
 # The machine is called by the names of the CUDA runtime: never bind them to a runtime that torch has loaded.
 target_link_options(_C_ptxvm PRIVATE -Wl,-Bsymbolic)
 lumos_link_cuda(_C_ptxvm lumos_cuda_ptx -lineinfo --no-compress)

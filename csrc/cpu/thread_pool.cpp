@@ -1,5 +1,6 @@
 #include "cpu/thread_pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -89,16 +90,31 @@ class ThreadPool {
   int active_ = 0;  // workers inside job_
 };
 
+// The OpenMP runtime that torch brought into the process, if any: GOMP_parallel runs body(context) on num_threads
+// threads. Its threads wait for work by spinning, so a second pool beside them shares their cores for some
+// milliseconds.
+using OpenMpTeam = void (*)(void (*body)(void*), void* context, unsigned num_threads, unsigned flags);
+
+OpenMpTeam find_openmp_team() { return reinterpret_cast<OpenMpTeam>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
+
+// In a forked child its threads are gone and it would wait for them for ever.
+std::atomic<bool> g_forked{false};
+
 // Never destroyed: detached workers may outlive static destructors. Replaced in a forked child, where no worker exists.
 std::atomic<ThreadPool*> g_pool{nullptr};
 
-void forget_pool_in_child() { g_pool.store(new ThreadPool); }
+void forget_pool_in_child() {
+  g_pool.store(new ThreadPool);
+  g_forked.store(true);
+}
+
+// When the library is loaded, since torch's threads may have run before the first call of ours.
+[[maybe_unused]] const int g_fork_handler = pthread_atfork(nullptr, nullptr, forget_pool_in_child);
 
 ThreadPool& pool() {
   static std::once_flag once;
   std::call_once(once, [] {
-    g_pool.store(new ThreadPool);
-    pthread_atfork(nullptr, nullptr, forget_pool_in_child);
+    if (!g_pool.load()) g_pool.store(new ThreadPool);
   });
   return *g_pool.load();
 }
@@ -119,7 +135,13 @@ void parallel_for(int64_t num_items, int num_threads, ItemFunction function, voi
       job.function = function;
       job.context = context;
       job.num_items = num_items;
-      shared.run(job, num_threads);
+      static const OpenMpTeam team = find_openmp_team();
+      if (team && !g_forked.load()) {
+        team([](void* shared_job) { static_cast<Job*>(shared_job)->work(); }, &job, static_cast<unsigned>(num_threads),
+             0);
+      } else {
+        shared.run(job, num_threads);
+      }
       if (job.error) std::rethrow_exception(job.error);
       return;
     }

@@ -1,8 +1,8 @@
-// A pool of worker threads shared by all operations.
+// The threads of all operations: torch's OpenMP threads where the process has them, else a pool of our own.
 //
 // Every item is run by exactly one thread and kernels give each output to one item, so results do not depend on the
 // number of threads. Items are handed out in increasing order; the caller takes part. When the pool is busy with
-// another caller's work, the call runs on the caller's thread alone. A forked child starts a pool of its own.
+// another caller's work, the call runs on the caller's thread alone. A forked child starts a pool of our own.
 #pragma once
 
 #include <cstddef>

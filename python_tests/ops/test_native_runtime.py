@@ -33,6 +33,24 @@ def test_an_unknown_instruction_set_is_named() -> None:
     assert f"LUMOS_CPU_ISA is 'sse9'; this build and processor allow {', '.join(ISAS)}" in done.stderr
 
 
+NUM_THREADS = """
+import os, torch
+from lumos_engine import SequenceLayout, Text, ops
+torch.set_num_threads(2)
+torch.ones(1 << 22).add_(1)
+before = len(os.listdir("/proc/self/task"))
+q = torch.ones(130, 2, 32)
+ops.block_attention(q, q, q, SequenceLayout.from_segments([[Text(130)]]))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_torch_threads_do_the_work() -> None:
+    """Threads of our own would share the cores with torch's, which spin for a while after each of torch's operations."""
+    done = subprocess.run([sys.executable, "-c", NUM_THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+
+
 def test_callers_on_several_threads_share_the_pool() -> None:
     layout = SequenceLayout.from_segments([[Text(70), Frame(9, 9), Frame(9, 9)]] * 2)
     q, k, v = torch.randn(3, layout.num_tokens, 4, 64)
@@ -53,7 +71,7 @@ from lumos_engine import SequenceLayout, Text, ops
 torch.set_num_threads(2)
 layout = SequenceLayout.from_segments([[Text(130)]])
 q = torch.ones(130, 2, 32)  # so few elements that torch itself starts no threads
-ops.block_attention(q, q, q, layout)  # starts the workers, which a forked child does not have
+{before}
 child = os.fork()
 if child == 0:
     os._exit(0 if ops.block_attention(q, q, q, layout)[0].eq(1).all() else 1)
@@ -61,7 +79,11 @@ assert os.waitpid(child, 0)[1] == 0
 """
 
 
-def test_a_forked_child_starts_a_pool_of_its_own() -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+@pytest.mark.parametrize(
+    "before",  # either starts threads that a forked child does not have
+    ["ops.block_attention(q, q, q, layout)", "torch.ones(1 << 22).add_(1)"],
+)
+def test_a_forked_child_starts_a_pool_of_its_own(before: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED.format(before=before)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
