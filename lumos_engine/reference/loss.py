@@ -41,7 +41,8 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
             grad_logits.mul_(grad[chunk, None])
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden.index_add_(0, rows[chunk], (grad_logits @ weight).to(wide))
+                # In the order of operands that autograd takes: of a single row, torch sums grad_logits @ weight worse.
+                grad_hidden.index_add_(0, rows[chunk], (weight.T @ grad_logits.T).T.to(wide))
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden[rows[chunk]]
         return (

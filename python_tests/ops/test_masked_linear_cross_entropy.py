@@ -30,7 +30,7 @@ every_compiled = pytest.mark.parametrize(("backend", "dtype"), COMPILED_DTYPES)
 @st.composite
 def cases(draw: st.DrawFn, backend: str) -> Case:
     """(hidden, weight, targets, rows): rows in any order, some twice, some never; the weight a slice of a larger head."""
-    tokens, width = draw(st.integers(1, 12)), draw(st.sampled_from([1, 8, 33]))
+    tokens, width = draw(st.integers(1, 12)), draw(st.sampled_from([4, 8, 33]))
     columns = draw(st.sampled_from([1, 5, 70, 256, 600, 1030]))
     n, seed, dtype = draw(st.integers(1, 20)), draw(st.integers(0, 2**30)), draw(st.sampled_from(DTYPES[backend]))
     scale = draw(st.sampled_from([1.0, 30.0]))  # of the logits: even, or peaked
@@ -53,10 +53,12 @@ def example(dtype: torch.dtype = torch.float32, columns: int = 30) -> Case:
     )
 
 
-def by_rows(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+def by_rows(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, *, order: int = 0) -> Tensor:
     """Eager torch on one row after the other: its products of one row sum in another order."""
-    each = zip(targets.split(1), rows.split(1), strict=True)
-    return torch.cat([eager.linear_cross_entropy(hidden, weight, *row) for row in each])
+    places = torch.randperm(len(rows), generator=torch.Generator().manual_seed(order))
+    each = zip(targets[places].split(1), rows[places].split(1), strict=True)
+    per_row = torch.cat([eager.linear_cross_entropy(hidden, weight, *row, order=order) for row in each])
+    return per_row[places.argsort()]
 
 
 def with_gradients(case: Case, dtype: torch.dtype, plain: Plain | None = None, **options: Any) -> dict[str, Tensor]:
@@ -78,12 +80,19 @@ def placed(case: Case, place: Callable[[Tensor], Tensor]) -> Case:
     return hidden, weight, targets, rows
 
 
-def assert_exact_as_promised(case: Case, actual: dict[str, Tensor], note: str = "") -> None:
+def assert_exact_as_promised(case: Case, *actual: dict[str, Tensor]) -> None:
     exact = with_gradients(case, torch.float64, eager.linear_cross_entropy)
-    orders = [partial(eager.linear_cross_entropy, order=order) for order in tolerances.ORDERS]
-    runs = [with_gradients(case, case[0].dtype, plain) for plain in (*orders, by_rows)]
-    for name, result in actual.items():
-        tolerances.assert_within_bound(result, exact[name], [run[name] for run in runs], f"{name}{note}")
+    # Few elements may all be exact by luck: then more orders make up for it.
+    orders = tolerances.ORDERS if case[0].numel() >= 64 else range(8 * len(tolerances.ORDERS))
+    plain = [partial(op, order=order) for op in (eager.linear_cross_entropy, by_rows) for order in orders]
+    runs = [with_gradients(case, case[0].dtype, op) for op in plain]
+    for number, results in enumerate(actual):
+        for name in ("per_row", "dhidden", "dweight"):
+            tolerances.assert_within_bound(
+                results[name], exact[name], [run[name] for run in runs], f"{name} of call {number}"
+            )
+        per_row = results["per_row"]
+        tolerances.assert_within_bound(results["mean"], per_row.double().mean(), per_row.mean(), "mean of the rows")
 
 
 # exp(logit - lse) in place of softmax: the gradient of the weight missed by the rounding of a logit times hidden.
@@ -96,11 +105,12 @@ def test_loss_and_gradients_are_as_exact_as_promised(
     data: st.DataObject, max_logits: int, schedule: int, backend: str
 ) -> None:
     case = data.draw(cases(backend))
+    actual = []
     for level in ISAS if backend == "cpu" else ISAS[-1:]:
         extension.set_cpu_isa(level)
         with running(backend, schedule) as place, poison.poisoned_outputs():
-            actual = with_gradients(placed(case, place), case[0].dtype, max_logits=max_logits)
-        assert_exact_as_promised(case, actual, f" ({backend}, {level})")
+            actual.append(with_gradients(placed(case, place), case[0].dtype, max_logits=max_logits))
+    assert_exact_as_promised(case, *actual)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -120,7 +130,7 @@ def test_what_lies_behind_the_rows_of_logits_has_no_influence(max_logits: int, b
     with running(backend) as place, poison.poisoned_outputs():
         case = placed((hidden, weight, targets, rows), place)
         actual = with_gradients(case, torch.bfloat16, max_logits=max_logits)
-    assert_exact_as_promised((hidden, weight, targets, rows), actual, 2)
+    assert_exact_as_promised((hidden, weight, targets, rows), actual)
 
 
 def assert_exact_with_a_target_in_every_block(dtype: torch.dtype, backend: str) -> None:

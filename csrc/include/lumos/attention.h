@@ -52,8 +52,9 @@ typedef struct lumos_attention_params {
   lumos_tokens q, k, v;
   void* out;         // [query tokens, heads, head_dim], contiguous
   float* lse;        // [query tokens, heads], contiguous, natural logarithm
-  float* row_state;  // [query tokens, heads, 2]: m in base 2, and sum of 2^(score - m); no score of the row is greater
-                     // than m + 8, and m is none of them or the greatest; NULL if there is no backward
+  float* row_state;  // [query tokens, heads, 2]: m in base 2 (float32 on CUDA: in base e), and sum of the exponentials
+                     // of score - m; no score of the row is greater than m + 8, and m is none of them or the greatest;
+                     // NULL if there is no backward
 
   const int32_t* intervals;  // [query tokens, 5]: the mask rule, lumos/visibility.h
   const uint8_t* hidden;     // [key tokens] or NULL: keys hidden as history; packed keys only

@@ -7,6 +7,7 @@
 #include "lumos/visibility.h"
 #include "ops/attention/backward_rows.cuh"
 #include "ops/attention/backward_sides.cuh"
+#include "ops/attention/float_dot.cuh"
 #include "ops/attention/tile_walk.cuh"
 
 namespace lumos {
@@ -40,17 +41,6 @@ __device__ inline void load_half(const FloatMemory& memory, const lumos_tokens& 
   }
 }
 
-// Four chains side by side: faster and nearer than one.
-__device__ inline float dot(const float* a, const float* b, int head_dim) {
-  float4 sum{};
-#pragma unroll 2
-  for (int i = 0; i < head_dim; i += 4) {
-    const float4 x = *reinterpret_cast<const float4*>(a + i), y = *reinterpret_cast<const float4*>(b + i);
-    sum = {fmaf(x.x, y.x, sum.x), fmaf(x.y, y.y, sum.y), fmaf(x.z, y.z, sum.z), fmaf(x.w, y.w, sum.w)};
-  }
-  return (sum.x + sum.y) + (sum.z + sum.w);
-}
-
 // Skips weights of 0: what is not seen may hold NaN.
 __device__ inline void add_rows(const FloatMemory& memory, const float* weights, const float* rows,
                                 float4 (&sums)[kFloatVectors]) {
@@ -81,11 +71,9 @@ __device__ inline void store_row(const FloatMemory& memory, const float4 (&sums)
 }
 
 // Block (i, j): half i % 2 of tile i / 2, of head j of its side. terms: [heads, tokens].
-// factor: scale log2(e), that of the forward to the bit
 template <bool kOwnsKeys>
 __global__ void __launch_bounds__(kFloatThreads, 2)
-    attention_backward_float_kernel(const lumos_attention_backward_params b, const RowTerms* terms,
-                                    const float factor) {
+    attention_backward_float_kernel(const lumos_attention_backward_params b, const RowTerms* terms) {
   extern __shared__ __align__(16) float shared_floats[];
   const auto& p = b.forward;
   const BackwardSides<kOwnsKeys> sides(b);
@@ -132,7 +120,7 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
           const float score = dot(own0 + o * memory.stride(), visited0 + v * memory.stride(), memory.head_dim);
           const float product = dot(own1 + o * memory.stride(), visited1 + v * memory.stride(), memory.head_dim);
           // Rounded as in the forward, not fused: the greatest score of a row minus the maximum is exactly 0.
-          weight = exp2f(__fmul_rn(score, factor) + term.minus_maximum) * term.inverse_sum;
+          weight = expf(__fmul_rn(score, p.scale) + term.minus_maximum) * term.inverse_sum;
           slope = weight * (product - term.delta);
         }
         weights[pair] = weight;

@@ -7,6 +7,7 @@
 #include "cuda/mma.cuh"
 #include "cuda/vector.cuh"
 #include "lumos/attention.h"
+#include "ops/attention/float_dot.cuh"
 
 namespace lumos {
 
@@ -57,7 +58,7 @@ struct RowDeltas {
   }
 };
 
-// Four lanes have a row, and each of them one of the four chains of dot() in backward_float.cuh.
+// Four lanes have a row, and each of them one of the four chains of dot() in float_dot.cuh.
 template <>
 struct RowDeltas<float> {
   static constexpr int kWarpTokens = 8;
@@ -66,12 +67,16 @@ struct RowDeltas<float> {
   __device__ static void compute(const OutputRows<float>& rows, const Store& store) {
     const int lane = threadIdx.x % 32, row = lane / 4;
     float delta = 0.0f;
-    if (row < rows.num_tokens) {
-      const float *out = rows.out + row * rows.stride_out, *grad_out = rows.grad_out + row * rows.stride_grad_out;
-      for (int i = lane % 4; i < rows.head_dim; i += 4) delta = fmaf(grad_out[i], out[i], delta);
+    const float *out = rows.out + row * rows.stride_out, *grad_out = rows.grad_out + row * rows.stride_grad_out;
+    for (int i = 0; i < rows.head_dim; i += kChainChannels) {
+      float chain = 0.0f;
+      if (row < rows.num_tokens) {
+        const int end = min(i + kChainChannels, rows.head_dim);
+        for (int at = i + lane % 4; at < end; at += 4) chain = fmaf(grad_out[at], out[at], chain);
+      }
+      chain += __shfl_xor_sync(~0u, chain, 1);
+      delta += chain + __shfl_xor_sync(~0u, chain, 2);
     }
-    delta += __shfl_xor_sync(~0u, delta, 1);
-    delta += __shfl_xor_sync(~0u, delta, 2);
     if (lane % 4 == 0) store(row, delta);
   }
 };

@@ -7,6 +7,7 @@
 
 #include "cuda/status.h"
 #include "cuda/vector.cuh"
+#include "ops/attention/float_dot.cuh"
 #include "ops/attention/forward_launch.h"
 #include "ops/attention/forward_store.cuh"
 #include "ops/attention/key_rows.cuh"
@@ -23,7 +24,7 @@ constexpr int64_t float_forward_floats(int64_t head_dim) {
 
 template <class Keys>
 __global__ void __launch_bounds__(kFloatForwardThreads)
-    attention_forward_float_kernel(const __grid_constant__ lumos_attention_params p, const float factor) {
+    attention_forward_float_kernel(const __grid_constant__ lumos_attention_params p) {
   extern __shared__ __align__(16) float memory[];
   const int head_dim = int(p.head_dim), stride = head_dim + 4, vectors = head_dim / 4;
   float* const q = memory;  // [32, head_dim]
@@ -73,17 +74,17 @@ __global__ void __launch_bounds__(kFloatForwardThreads)
       load(v, head_dim, [&](int row) { return Keys::row(p, keys, first + row, all_v, p.v); });
       __syncthreads();
 
-      float scores[kFloatWarpRows][4] = {};
-      for (int d = 0; d < head_dim; d += 4) {
-        const float4 key = *reinterpret_cast<const float4*>(k + lane * stride + d);
+      float scores[kFloatWarpRows] = {};  // summed as by dot(): see float_dot.cuh
+      for (int d = 0; d < head_dim;) {
+        float4 chains[kFloatWarpRows] = {};
+        for (const int end = min(d + kChainChannels, head_dim); d < end; d += 4) {
+          const float4 key = *reinterpret_cast<const float4*>(k + lane * stride + d);
 #pragma unroll
-        for (int r = 0; r < kFloatWarpRows; ++r) {
-          const float4 query = *reinterpret_cast<const float4*>(own_q + r * head_dim + d);
-          scores[r][0] = fmaf(query.x, key.x, scores[r][0]);
-          scores[r][1] = fmaf(query.y, key.y, scores[r][1]);
-          scores[r][2] = fmaf(query.z, key.z, scores[r][2]);
-          scores[r][3] = fmaf(query.w, key.w, scores[r][3]);
+          for (int r = 0; r < kFloatWarpRows; ++r)
+            chains[r] = fma4(*reinterpret_cast<const float4*>(own_q + r * head_dim + d), key, chains[r]);
         }
+#pragma unroll
+        for (int r = 0; r < kFloatWarpRows; ++r) scores[r] += sum4(chains[r]);
       }
       float weights[kFloatWarpRows];
       uint32_t bits[kFloatWarpRows];
@@ -91,17 +92,17 @@ __global__ void __launch_bounds__(kFloatForwardThreads)
       for (int r = 0; r < kFloatWarpRows; ++r) {
         bits[r] = __shfl_sync(~0u, static_cast<uint32_t>(seen >> first), r);
         const bool sees = bits[r] >> lane & 1;
-        const float score = ((scores[r][0] + scores[r][1]) + (scores[r][2] + scores[r][3])) * factor;
+        const float score = scores[r] * p.scale;
         float greatest = sees ? score : -INFINITY;
         for (int other = 16; other; other /= 2) greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, other));
         if (greatest > top[r]) {
-          const float shrink = exp2f(top[r] - greatest);
+          const float shrink = expf(top[r] - greatest);
           top[r] = greatest;
           sum[r] *= shrink;
 #pragma unroll
           for (int i = 0; i < kFloatChannels; ++i) acc[r][i] *= shrink;
         }
-        weights[r] = sees ? exp2f(score - (top[r] == -INFINITY ? 0.0f : top[r])) : 0.0f;
+        weights[r] = sees ? expf(score - (top[r] == -INFINITY ? 0.0f : top[r])) : 0.0f;
         sum[r] += weights[r];
       }
       for (int key = 0; key < kFloatKeys; ++key) {
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kFloatForwardThreads)
     for (int other = 16; other; other /= 2) total += __shfl_xor_sync(~0u, total, other);
     if (own + r >= num_rows) continue;
     const int64_t place = (slot + own + r) * p.num_heads + head;
-    if (lane == 0) store_row_state(p, place, top[r], total);
+    if (lane == 0) store_row_state(p, place, top[r], total, 1.0);
 #pragma unroll
     for (int i = 0; i < kFloatChannels; ++i) {
       if (32 * i >= head_dim) continue;
@@ -142,8 +143,7 @@ void launch_forward_float(const lumos_attention_params& p) {
   auto* kernel = attention_forward_float_kernel<Keys>;
   check_cuda("attention", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const dim3 grid(p.query_tiles.num_tiles * (LUMOS_TILE_TOKENS / kFloatRows), p.num_heads);
-  const float factor = static_cast<float>(p.scale * 1.4426950408889634);
-  kernel<<<grid, kFloatForwardThreads, bytes, static_cast<cudaStream_t>(p.stream)>>>(p, factor);
+  kernel<<<grid, kFloatForwardThreads, bytes, static_cast<cudaStream_t>(p.stream)>>>(p);
   check_launch("attention");
 }
 

@@ -6,14 +6,12 @@
 
 namespace lumos {
 
-// Natural logarithm of the sum of the exponentials of a row's scores.
-__device__ inline float natural_lse(float top, float sum) {
-  return sum == 0.0f ? -INFINITY : static_cast<float>((top + static_cast<double>(log2f(sum))) * 0.6931471805599453);
-}
-
-// place: of the row in [tokens, heads]
-__device__ inline void store_row_state(const lumos_attention_params& p, int64_t place, float top, float sum) {
-  p.lse[place] = natural_lse(top, sum);
+// place: of the row in [tokens, heads]. unit: of `top`, ln(2) where scores are in base 2. The lse is the natural
+// logarithm of the sum of the exponentials of the row's scores.
+__device__ inline void store_row_state(const lumos_attention_params& p, int64_t place, float top, float sum,
+                                       double unit) {
+  const double log_sum = static_cast<double>(log2f(sum)) * 0.6931471805599453;
+  p.lse[place] = sum == 0.0f ? -INFINITY : static_cast<float>(top * unit + log_sum);
   if (p.row_state) *reinterpret_cast<float2*>(p.row_state + 2 * place) = make_float2(top, sum);
 }
 
@@ -39,7 +37,7 @@ __device__ void store_rows(const lumos_attention_params& p, const ForwardRows<T,
         *reinterpret_cast<uint32_t*>(own + Order::offset(row, n) + lane % 4 * 4) = pair;
       }
       if (lane % 4 == 0 && row < num_rows) {
-        store_row_state(p, (slot_begin + row) * p.num_heads + head, top, sum);
+        store_row_state(p, (slot_begin + row) * p.num_heads + head, top, sum, 0.6931471805599453);
       }
     }
   }

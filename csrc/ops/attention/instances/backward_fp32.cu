@@ -14,7 +14,7 @@ void launch_pass(const lumos_attention_backward_params& b, const RowTerms* terms
              cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const dim3 grid(static_cast<unsigned>(2 * p.query_tiles.num_tiles),
                   static_cast<unsigned>(kOwnsKeys ? p.num_kv_heads : p.num_heads));
-  kernel<<<grid, kFloatThreads, bytes, stream>>>(b, terms, base2_scale(p));
+  kernel<<<grid, kFloatThreads, bytes, stream>>>(b, terms);
   check_launch("block_attention_backward");
 }
 
