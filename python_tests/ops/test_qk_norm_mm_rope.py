@@ -71,14 +71,29 @@ def with_gradients(
     return *(r.detach() for r in results), *torch.autograd.grad(results, leaves, grads)
 
 
+def turned(tensors: list[Tensor], positions: Tensor) -> Inputs:
+    """The call and such calls with the channels of q and k turned round, packed: what eager torch misses by in few
+    tokens, in results that belong to one token, is a matter of luck.
+    """
+    q, k, *weights = tensors
+    turns = range(1 + 1000 // max(1, k.shape[:2].numel()))
+    more = [torch.cat([x.roll(turn, -1) for turn in turns]) for x in (q, k)]
+    return [*more, *weights], positions.repeat(len(turns), 1)
+
+
 def assert_exact(tensors: list[Tensor], positions: Tensor, backend: str = "cpu", schedule: int | None = None) -> None:
     dtype = tensors[0].dtype
     with running(backend, schedule) as place, poison.poisoned_outputs():
         actual = [x.cpu() for x in with_gradients([place(x) for x in tensors], place(positions))]
     exact = with_gradients(tensors, positions, "reference", torch.float64)
     runs = [with_gradients(tensors, positions, order, dtype) for order in tolerances.ORDERS]
-    for name, result, reference, *baselines in zip(NAMES, actual, exact, *runs, strict=True):
-        tolerances.assert_within_bound(result, reference, baselines, name)
+    many = turned(tensors, positions)
+    measured = zip(with_gradients(*many, "reference", torch.float64), with_gradients(*many, 0, dtype), strict=True)
+    for name, result, reference, many_rows, *baselines in zip(NAMES, actual, exact, measured, *runs, strict=True):
+        bound = tolerances.error_bound(reference, baselines, dtype)
+        if not name.endswith(("_weight", "_bias")):
+            bound = max(bound, tolerances.error_bound(*many_rows, dtype))
+        tolerances.assert_within(result, reference, bound, name)
 
 
 def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
