@@ -83,7 +83,7 @@ def cut_keys(
         tiles += [group] * len(cuts)
         keys += [np.tile(cut, (distance, 1)) for cut in cuts]
         merges += [(num_partials + i, len(cuts), distance) for i in range(count)]
-        num_partials += distance * len(cuts)
+        num_partials += int(distance) * len(cuts)
     whole = np.flatnonzero(~is_split)
     tile = np.concatenate([*tiles, whole])
     ranges = np.concatenate([*keys, np.stack((first[whole], end[whole]), axis=1)])

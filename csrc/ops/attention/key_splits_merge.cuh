@@ -16,7 +16,7 @@ namespace lumos {
 constexpr int kMergeThreads = 128, kMergeChannels = 4;
 
 // Of one query tile and head.
-constexpr int64_t merge_blocks(int64_t head_dim) {
+__host__ __device__ constexpr int64_t merge_blocks(int64_t head_dim) {
   return LUMOS_TILE_TOKENS * head_dim / (kMergeThreads * kMergeChannels);
 }
 
