@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -223,7 +224,7 @@ def test_cached_equals_recomputed_at_any_page_size(dtype: torch.dtype, head_dim:
     for heads, kv_heads in ((1, 1), (4, 2)):
         q, k, v = inputs(layout, dtype, head_dim, heads, kv_heads)
         expected = [x[step.slots_in_layout] for x in attend(q, k, v, layout)]
-        for seed, page_size in enumerate((16, 48, 256)):
+        for seed, page_size in enumerate((16, 48, 256) if dtype != torch.float32 else (48,)):
             assert_same(cached(q, k, v, layout, step, page_size, seed), expected)
 
 
@@ -273,9 +274,9 @@ def forward_blocks(machine: emulation.Machine) -> tuple[int, int]:
     for launch in machine.launches:
         grid = launch["grid"]
         if "forward" in launch["kernel"]:
-            blocks[0] += grid[0] * grid[1]
+            blocks[0] += prod(grid)
         elif "key_splits_merge" in launch["kernel"]:
-            blocks[1] += grid[0] * grid[1]
+            blocks[1] += prod(grid)
     return blocks[0], blocks[1]
 
 
@@ -299,7 +300,7 @@ def test_a_frame_against_a_cache_takes_more_blocks(monkeypatch: pytest.MonkeyPat
         baseline = eager.block_attention(q, k, v, layout)
         for name, actual, *two in zip(("out", "lse"), (out, lse), exact, baseline, strict=True):
             tolerances.assert_within_bound(actual, *(x[step.slots_in_layout] for x in two), name)
-    assert found == [(2 * 2 * 3, 4 * 8 * 3), (2 * 3, 0)]
+    assert found == [(2 * 2 * 3, 4 * 3 * 2), (2 * 3, 0)]
 
 
 @on_cuda
