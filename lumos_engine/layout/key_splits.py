@@ -89,7 +89,8 @@ def cut_keys(
     ranges = np.concatenate([*keys, np.stack((first[whole], end[whole]), axis=1)])
     rows = np.where(tile[:, None] < 0, 0, query_tiles[tile])
     arrays = (rows, ranges, *_clipped(tile, ranges, offsets, runs), np.array(merges))
-    return KeySplits(*(torch.from_numpy(x.astype(np.int32)) for x in arrays), num_partials=num_partials)
+    of_tiles, of_keys, row_offsets, row_runs, of_merges = (torch.from_numpy(x.astype(np.int32)) for x in arrays)
+    return KeySplits(of_tiles, of_keys, row_offsets, row_runs, of_merges, num_partials)
 
 
 def _clipped(
