@@ -1,6 +1,6 @@
 // Merges the partial results of key splits: see docs/kernels/block_attention.md.
 //
-//   m = max_s m_s, l = sum_s l_s 2^(m_s - m), out = sum_s values_s 2^(m_s - m) / l, with row_state (m_s, l_s) of split s
+//   m = max_s m_s, l = sum_s l_s 2^(m_s - m), out = sum_s values_s 2^(m_s - m) / l; (m_s, l_s): row_state of split s
 //
 // A thread has kMergeChannels channels of one row, kMergeVectors of 4 with those of its neighbours between them, and
 // goes over the splits in their order. A split in which the row sees no key changes no bit: the others are what they
