@@ -4,6 +4,7 @@
 
 Of each kernel and layout, on one head: matrix products (mma) issued over those that the visible pairs need, the warp instructions
 of all other kinds for each needed mma, sectors over bytes asked of global memory, wavefronts of shared memory over the ideal.
+``step``: one more frame against a cache of the others, on ``STEP_HEADS`` heads, with key splits and without.
 ``hidden``: 70 % of each frame's tokens hidden as history, behind the others as ``layout.with_tube`` orders them.
 
 ``estimate``: a roofline, no measurement: the larger of the time that the mma take and the time that the other instructions take to
@@ -17,8 +18,9 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import torch
 from lumos_engine import Frame, SequenceLayout, Text, ops
 from lumos_engine.ops import attention  # noqa: F401  (registers torch.ops.lumos._block_attention)
 from lumos_engine.testing import emulation, strategies
+from lumos_engine.testing.strategies_cache import in_pages
 from lumos_engine.tubes import TubePattern
 
 MMA_PAIRS, MMA_DEPTH = 16 * 8, 16  # of m16n8k16
@@ -34,6 +37,9 @@ LAYOUTS = {
     "64 + {} x 1024": (64, Frame(32, 32)),
     "100 + {} x 1828": (100, Frame(32, 56, newlines=True, header=3, footer=1)),
 }
+
+STEP_FRAMES = {"64 + {} x 256": Frame(16, 16), "64 + {} x 1024": Frame(32, 32)}
+STEP_HEADS, STEP_TEXT, UNSPLIT = 4, 64, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def counted(launches: list[dict[str, Any]], needed_mma: float) -> dict[str, Any]
                 sums["sectors"] += line["sectors"]
             sums["wavefronts"] += line["wavefronts"]
             sums["ideal_wavefronts"] += line["ideal_wavefronts"]
+    blocks = max(launches, key=lambda launch: sum(line["instructions"] for line in launch["lines"]))["grid"]
     mma = instructions.pop("mma")
     move = instructions.pop("move", 0)
     other = sum(instructions.values())
@@ -101,6 +108,7 @@ def counted(launches: list[dict[str, Any]], needed_mma: float) -> dict[str, Any]
         "moves_per_needed": move / needed_mma,
         "by_class_per_needed": {name: count / needed_mma for name, count in sorted(instructions.items())},
         "sector_bytes_per_byte": 32 * sums["sectors"] / sums["bytes"],
+        "blocks": prod(blocks),  # of the kernel with most instructions
         "wavefronts_per_ideal": sums["wavefronts"] / sums["ideal_wavefronts"],
         "estimate_of_peak": estimates,
     }
@@ -121,11 +129,32 @@ def backward(layout: SequenceLayout, head_dim: int, dtype: torch.dtype) -> Calla
     return partial(torch.ops.lumos._block_attention_backward, grad, q, k, v, out, row_state, *schedule)
 
 
+def step(layout: SequenceLayout, head_dim: int, dtype: torch.dtype, split: bool) -> Callable[[], object]:
+    """Its last frame."""
+    q, k, v = (strategies.randn((layout.num_tokens, STEP_HEADS, head_dim), dtype, i) for i in range(3))
+    last = layout.step(0, *layout.segments(0)[-1][1:])
+    if not split:
+        last = replace(last, split_tokens=torch.full_like(last.split_tokens, UNSPLIT))
+    return partial(ops.paged_attention, q[last.slots_in_layout], *in_pages(k, v, layout, 64, last, 0).arguments())
+
+
 # name: (call to count, products of the size of Q K^T that a visible pair needs)
 KERNELS: dict[str, tuple[Callable[[SequenceLayout, int, torch.dtype], Callable[[], object]], int]] = {
     "forward": (forward, 2),
     "backward": (backward, 5),
+    "step": (partial(step, split=True), 2),
+    "step unsplit": (partial(step, split=False), 2),
 }
+
+
+def cases(kernel: str, frames: int, share_hidden: float) -> Iterator[tuple[str, SequenceLayout, int]]:
+    """Name, layout, visible pairs of all heads."""
+    if not kernel.startswith("step"):
+        yield from ((name, layout, visible_pairs(layout)) for name, layout in layouts(frames, share_hidden))
+        return
+    for name, frame in STEP_FRAMES.items():
+        layout = SequenceLayout.from_segments([[Text(STEP_TEXT), *[frame] * (frames + 1)]])
+        yield name.format(frames), layout, STEP_HEADS * frame.num_tokens * layout.num_tokens  # the last frame sees all
 
 
 def main() -> None:
@@ -138,11 +167,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     rows = []
-    for name, layout in layouts(arguments.frames, arguments.hidden):
-        pairs = visible_pairs(layout)
-        for kernel in arguments.kernels:
+    for kernel in arguments.kernels:
+        make, products = KERNELS[kernel]
+        for name, layout, pairs in cases(kernel, arguments.frames, arguments.hidden):
             for head_dim in arguments.head_dims:
-                make, products = KERNELS[kernel]
                 call = make(layout, head_dim, torch.bfloat16)
                 with emulation.ptxvm(check_races=False) as machine, torch.no_grad():
                     call()
@@ -156,7 +184,8 @@ def main() -> None:
                 print(
                     f"{kernel} {head_dim:3} {name:24} mma/needed {row['mma_per_needed']:.3f}  others/needed "
                     f"{row['others_per_needed']:.2f} (moves {row['moves_per_needed']:.2f})  sectors "
-                    f"{row['sector_bytes_per_byte']:.3f}  wavefronts {row['wavefronts_per_ideal']:.3f}  estimate "
+                    f"{row['sector_bytes_per_byte']:.3f}  wavefronts {row['wavefronts_per_ideal']:.3f}  blocks "
+                    f"{row['blocks']}  estimate "
                     + ", ".join(f"{gpu} {share:.0%}" for gpu, share in row["estimate_of_peak"].items())
                 )
                 print("    " + ", ".join(f"{kind} {share:.2f}" for kind, share in row["by_class_per_needed"].items()))

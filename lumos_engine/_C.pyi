@@ -47,6 +47,12 @@ def block_attention(
     out: Tensor,
     lse: Tensor,
     row_state: Tensor,
+    split_tiles: Tensor,
+    split_offsets: Tensor,
+    split_runs: Tensor,
+    merges: Tensor,
+    num_partials: int,
+    partials: Tensor,
     device: Device,
 ) -> None: ...
 def block_attention_backward(
@@ -83,8 +89,14 @@ def paged_attention(
     out: Tensor,
     lse: Tensor,
     workspace: Tensor,
+    split_tiles: Tensor,
+    split_keys: Tensor,
+    merges: Tensor,
+    num_partials: int,
+    partials: Tensor,
     device: Device,
 ) -> None: ...
+def key_splits_workspace(num_partials: int, num_heads: int, head_dim: int) -> int: ...
 def paged_attention_workspace(num_query_tiles: int, num_key_tiles: int) -> int: ...
 def mm_rope(
     x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool, device: Device

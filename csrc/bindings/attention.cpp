@@ -23,6 +23,23 @@ lumos_tile_runs runs(const Tensor& offsets, const Tensor& rows, int64_t num_tile
   return {offsets.as<int32_t>(), rows.as<int32_t>(), rows.shape[0]};
 }
 
+// rows, keys: of packed and of paged keys
+lumos_key_splits key_splits(const Tensor& split_tiles, const lumos_tile_runs& rows, const Tensor& keys,
+                            const Tensor& merges, int64_t num_partials, const Tensor& workspace) {
+  lumos_key_splits splits{};
+  splits.tiles = tiles(split_tiles, "split_tiles");
+  splits.rows = rows;
+  splits.keys = keys.as<int32_t>();
+  expect(merges, "merges", LUMOS_INT32, {-1, 3});
+  splits.merges = merges.as<int32_t>();
+  splits.num_merges = merges.shape[0];
+  splits.num_partials = num_partials;
+  expect(workspace, "partials", LUMOS_FLOAT32, {-1});
+  splits.workspace = workspace.data;
+  splits.workspace_bytes = 4 * workspace.shape[0];
+  return splits;
+}
+
 // What packed and paged attention have in common: queries, results, the mask.
 lumos_attention_params query_side(const Tensor& q, const Tensor& intervals, const Tensor& query_tiles,
                                   const Tensor& out, const Tensor& lse, double scale) {
@@ -66,9 +83,15 @@ lumos_attention_params block_params(const Tensor& q, const Tensor& k, const Tens
 
 void block_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& intervals, const Tensor& hidden,
                      const Tensor& tile_rows, const Tensor& row_offsets, const Tensor& row_runs, double scale,
-                     const Tensor& out, const Tensor& lse, const Tensor& row_state, const Device& device) {
+                     const Tensor& out, const Tensor& lse, const Tensor& row_state, const Tensor& split_tiles,
+                     const Tensor& split_offsets, const Tensor& split_runs, const Tensor& merges, int64_t num_partials,
+                     const Tensor& partials, const Device& device) {
   lumos_attention_params params =
       block_params(q, k, v, intervals, hidden, tile_rows, row_offsets, row_runs, scale, out, lse, row_state);
+  if (split_tiles.data) {
+    params.splits = key_splits(split_tiles, runs(split_offsets, split_runs, split_tiles.shape[0]), {}, merges,
+                               num_partials, partials);
+  }
   call_on(device, params, LUMOS_LAUNCHERS(block_attention));
 }
 
@@ -100,7 +123,9 @@ void block_attention_backward(const Tensor& grad_out, const Tensor& q, const Ten
 
 void paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
                      const Tensor& key_tiles, const Tensor& intervals, const Tensor& query_tiles, double scale,
-                     const Tensor& out, const Tensor& lse, const Tensor& workspace, const Device& device) {
+                     const Tensor& out, const Tensor& lse, const Tensor& workspace, const Tensor& split_tiles,
+                     const Tensor& split_keys, const Tensor& merges, int64_t num_partials, const Tensor& partials,
+                     const Device& device) {
   lumos_attention_params params = query_side(q, intervals, query_tiles, out, lse, scale);
   expect(k_pages, "k_pages", q.dtype, {-1, -1, -1, q.shape[2]}, true);
   expect(v_pages, "v_pages", q.dtype, k_pages.shape, true);
@@ -117,6 +142,10 @@ void paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pag
   if (workspace.data) expect(workspace, "workspace", LUMOS_INT32, {-1});
   params.workspace = workspace.data;
   params.workspace_bytes = workspace.data ? 4 * workspace.shape[0] : 0;
+  if (split_tiles.data) {
+    expect(split_keys, "split_keys", LUMOS_INT32, {split_tiles.shape[0], 2});
+    params.splits = key_splits(split_tiles, {}, split_keys, merges, num_partials, partials);
+  }
   call_on(device, params, LUMOS_LAUNCHERS(paged_attention));
 }
 
@@ -126,6 +155,7 @@ void register_attention(pybind11::module_& module) {
   module.def("block_attention", &block_attention);
   module.def("block_attention_backward", &block_attention_backward);
   module.def("block_attention_backward_workspace", &lumos_block_attention_backward_workspace);
+  module.def("key_splits_workspace", &lumos_key_splits_workspace);
   module.def("paged_attention", &paged_attention);
   module.def("paged_attention_workspace", &lumos_paged_attention_workspace);
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .key_splits import split_tokens
 from .segments import SegmentTable
 
 _INVISIBLE, _PARTIAL, _FULL = 0, 1, 2
@@ -26,6 +27,7 @@ class Schedule:
     col_offsets [T + 1], col_runs [R2, 3]: the transpose: for key tile j the runs of query tiles.
     full 1: every (query, key) pair of the two tiles is visible, so no bound and no hidden bit need be read.
     full 0: some pairs are visible. Pairs of tiles without a visible pair appear in no run.
+    split_tokens [T]: length of the key splits of each query tile, see ``key_splits.py``.
     """
 
     tile_tokens: int
@@ -34,6 +36,7 @@ class Schedule:
     row_runs: torch.Tensor
     col_offsets: torch.Tensor
     col_runs: torch.Tensor
+    split_tokens: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class _TileGrid:
     num_tokens: np.ndarray
     index_begin: np.ndarray
     sequence: np.ndarray
+    split_tokens: np.ndarray
     first_tile: np.ndarray  # of the same sequence
     row_begin: np.ndarray  # cell where the row begins; [tiles + 1]
 
@@ -64,6 +68,7 @@ class _TileGrid:
             num_tokens=np.minimum(np.repeat(table.num_tokens, per_segment) - offset, tile_tokens),
             index_begin=np.repeat(table.index_begin, per_segment) + offset,
             sequence=sequence,
+            split_tokens=np.repeat(split_tokens(per_segment, tile_tokens), per_segment),
             first_tile=np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence),
             row_begin=np.concatenate(([0], np.cumsum(np.repeat(per_sequence + 1, per_sequence)))),
         )
@@ -82,7 +87,7 @@ def build_schedule(table: SegmentTable, intervals: np.ndarray, hidden: np.ndarra
     row_offsets, row_runs = _runs(grid, state)
     col_offsets, col_runs = _runs(grid, _transpose(grid, state))
     tiles = np.stack((grid.slot_begin, grid.num_tokens, grid.index_begin, grid.sequence), axis=1)
-    arrays = (tiles, row_offsets, row_runs, col_offsets, col_runs)
+    arrays = (tiles, row_offsets, row_runs, col_offsets, col_runs, grid.split_tokens)
     return Schedule(tile_tokens, *(torch.from_numpy(a.astype(np.int32)) for a in arrays))
 
 

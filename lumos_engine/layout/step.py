@@ -23,7 +23,7 @@ class LayoutStep:
     positions int32 [n, 3], intervals int32 [n, 5]: as in the layout. slots_in_layout int64 [n]: packed slots of the
     tokens in the whole layout.
     tiles int32 [T, 4] on the CPU: (slot_begin in the step, num_tokens, index_begin, place of the sequence in `sequences`), the
-    layout's own tiles cut to the step.
+    layout's own tiles cut to the step. split_tokens int32 [T] on the CPU: those of the layout's tiles, see ``key_splits.py``.
     """
 
     layout: SequenceLayout
@@ -36,6 +36,7 @@ class LayoutStep:
     intervals: torch.Tensor
     slots_in_layout: torch.Tensor
     tiles: torch.Tensor
+    split_tokens: torch.Tensor
 
 
 def _per_sequence(name: str, value: int | Sequence[int], count: int) -> list[int]:
@@ -70,13 +71,16 @@ def make_step(
     slots = np.concatenate([np.arange(cu[s] + b, cu[s] + e) for s, b, e in zip(listed, begins, ends, strict=True)])
     offsets = np.cumsum([0, *(e - b for b, e in zip(begins, ends, strict=True))])
     all_tiles = layout._tiles(tile_tokens)
-    tiles = []
+    all_lengths = layout.schedule(tile_tokens).split_tokens.numpy()
+    tiles, lengths = [], []
     for i, (s, b, e) in enumerate(zip(listed, begins, ends, strict=True)):
-        rows = all_tiles[slice(*np.searchsorted(all_tiles[:, 3], (s, s + 1)))]
+        of_sequence = slice(*np.searchsorted(all_tiles[:, 3], (s, s + 1)))
+        rows = all_tiles[of_sequence]
         first = np.maximum(rows[:, 2], b)
         last = np.minimum(rows[:, 2] + rows[:, 1], e)
         kept = first < last
         first, last = first[kept], last[kept]
+        lengths.append(all_lengths[of_sequence][kept])
         tiles.append(np.stack((offsets[i] + first - b, last - first, first, np.full_like(first, i)), axis=1))
 
     device = layout.positions.device
@@ -92,6 +96,7 @@ def make_step(
         intervals=layout.intervals[slots_in_layout],
         slots_in_layout=slots_in_layout,
         tiles=torch.from_numpy(np.concatenate(tiles).astype(np.int32)),
+        split_tokens=torch.from_numpy(np.concatenate(lengths)),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _registry as registry
+from . import key_splits
 
 if TYPE_CHECKING:
     from ..layout import SequenceLayout
@@ -66,6 +67,7 @@ def block_attention(
         schedule.col_offsets,
         schedule.col_runs,
         head_dim**-0.5 if scale is None else float(scale),
+        schedule.split_tokens,
     )
     return out, lse
 
@@ -96,11 +98,16 @@ def _forward(
     col_offsets: Tensor,
     col_runs: Tensor,
     scale: float,
+    split_tokens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (registry.rows_contiguous("block_attention", name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     results = _forward_fake(q)
     schedule = [registry.on_device(x, q) for x in (tiles, row_offsets, row_runs)]
-    registry.call("block_attention", q, k, v, intervals, hidden, *schedule, scale, *results)
+    splits = None
+    if split_tokens is not None and registry.uses_cuda("block_attention", q):
+        splits = key_splits.of_schedule(split_tokens, tiles, row_offsets, row_runs)
+    cut = key_splits.arguments(splits, ("tiles", "row_offsets", "row_runs"), q)
+    registry.call("block_attention", q, k, v, intervals, hidden, *schedule, scale, *results, *cut)
     return results
 
 
@@ -144,7 +151,7 @@ def _backward_fake(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, scale = inputs
+    *tensors, scale, _ = inputs
     q, k, v, *schedule = tensors
     out, lse, row_state = output
     ctx.save_for_backward(q, k, v, out, row_state, *schedule)
@@ -155,7 +162,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, out, row_state, *schedule = ctx.saved_tensors
     grads = torch.ops.lumos._block_attention_backward(grad_out, q, k, v, out, row_state, *schedule, ctx.scale)
-    return (*grads, *(None for _ in schedule), None)
+    return (*grads, *(None for _ in schedule), None, None)
 
 
 _SCHEDULE = (
@@ -163,7 +170,8 @@ _SCHEDULE = (
     "Tensor col_offsets, Tensor col_runs, float scale"
 )
 registry.define(
-    f"_block_attention(Tensor q, Tensor k, Tensor v, {_SCHEDULE}) -> (Tensor, Tensor, Tensor)",
+    f"_block_attention(Tensor q, Tensor k, Tensor v, {_SCHEDULE}, Tensor? split_tokens=None)"
+    " -> (Tensor, Tensor, Tensor)",
     cpu=_forward,
     cuda=_forward,
     fake=_forward_fake,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _registry as registry
+from . import key_splits
 from .attention import check_head_dim, check_heads
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def paged_attention(
         raise ValueError(f"{op}: step.layout has hidden keys; drop them from the cache and use the layout without them")
     factor = head_dim**-0.5 if scale is None else float(scale)
     return torch.ops.lumos._paged_attention(
-        q, k_pages, v_pages, page_table, key_tiles.tiles, step.intervals, step.tiles, factor
+        q, k_pages, v_pages, page_table, key_tiles.tiles, step.intervals, step.tiles, factor, step.split_tokens
     )
 
 
@@ -82,16 +83,21 @@ def _paged_attention(
     intervals: Tensor,
     query_tiles: Tensor,
     scale: float,
+    split_tokens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     named = (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
     q, k_pages, v_pages = (registry.rows_contiguous("paged_attention", name, x) for name, x in named)
     out, lse = _paged_attention_fake(q)
     tables = [registry.on_device(x.contiguous(), q) for x in (page_table, key_tiles, intervals, query_tiles)]
-    workspace = None
+    workspace = splits = None
     if registry.uses_cuda("paged_attention", q):
-        num_bytes = registry.extension().paged_attention_workspace(len(query_tiles), len(key_tiles))
+        if split_tokens is not None:
+            splits = key_splits.of_pages(split_tokens, query_tiles, key_tiles)
+        num_tiles = len(splits.tiles if splits else query_tiles)
+        num_bytes = registry.extension().paged_attention_workspace(num_tiles, len(key_tiles))
         workspace = torch.empty(num_bytes // 4, dtype=torch.int32, device=q.device)
-    registry.call("paged_attention", q, k_pages, v_pages, *tables, scale, out, lse, workspace)
+    cut = key_splits.arguments(splits, ("tiles", "keys"), q)
+    registry.call("paged_attention", q, k_pages, v_pages, *tables, scale, out, lse, workspace, *cut)
     return out, lse
 
 
@@ -101,7 +107,7 @@ def _paged_attention_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 
 registry.define(
     "_paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor key_tiles, Tensor intervals, "
-    "Tensor query_tiles, float scale) -> (Tensor, Tensor)",
+    "Tensor query_tiles, float scale, Tensor? split_tokens=None) -> (Tensor, Tensor)",
     cpu=_paged_attention,
     cuda=_paged_attention,
     fake=_paged_attention_fake,

@@ -43,6 +43,19 @@ typedef struct lumos_tile_runs {
   int64_t num_runs;
 } lumos_tile_runs;
 
+// Key splits: a query tile whose keys are cut into splits stands in `tiles` once for each of them, and has partial
+// results, which are merged in the order of the splits. Bits do not depend on splits in which it meets no key.
+typedef struct lumos_key_splits {
+  lumos_tiles tiles;      // what query_tiles holds, in any order, with repetitions; num_tokens 0: none
+  lumos_tile_runs rows;   // packed keys: key tiles of each of them
+  const int32_t* keys;    // paged keys: [tiles, 2], the first and the end of the key tiles that each may meet
+  int64_t num_partials;   // so many of `tiles`, the first ones, have partial results
+  const int32_t* merges;  // [num_merges, 3], for a query tile: its first partial, their number, distance of neighbours
+  int64_t num_merges;
+  void* workspace;  // lumos_key_splits_workspace bytes, aligned to 16; may hold anything
+  int64_t workspace_bytes;
+} lumos_key_splits;
+
 typedef struct lumos_attention_params {
   lumos_dtype dtype;  // of q, k, v, out and the gradients: LUMOS_FLOAT32 or LUMOS_BFLOAT16, CUDA: LUMOS_FLOAT16 too;
                       // sums are float32
@@ -59,7 +72,8 @@ typedef struct lumos_attention_params {
   const int32_t* intervals;  // [query tokens, 5]: the mask rule, lumos/visibility.h
   const uint8_t* hidden;     // [key tokens] or NULL: keys hidden as history; packed keys only
   lumos_tiles query_tiles, key_tiles;
-  lumos_tile_runs rows;  // key tiles of each query tile
+  lumos_tile_runs rows;     // key tiles of each query tile
+  lumos_key_splits splits;  // CUDA, forward: unless it has no tiles, read instead of query_tiles and rows
 
   const int32_t*
       page_table;  // [sequences, max_pages] or NULL: slot s of a sequence lies in page page_table[s / page_size]
@@ -94,9 +108,14 @@ LUMOS_API lumos_status lumos_cpu_paged_attention(const lumos_attention_params* p
 LUMOS_API lumos_status lumos_cuda_block_attention(const lumos_attention_params* params);
 LUMOS_API lumos_status lumos_cuda_paged_attention(const lumos_attention_params* params);
 
-// Of params.workspace, in bytes.
+// Of params.workspace, in bytes. num_query_tiles: those of params.splits, if it has any
 static inline int64_t lumos_paged_attention_workspace(int64_t num_query_tiles, int64_t num_key_tiles) {
   return 4 * num_query_tiles * (1 + 3 * num_key_tiles);
+}
+
+// Of params.splits.workspace, in bytes: values and row_state of the rows of each partial.
+static inline int64_t lumos_key_splits_workspace(int64_t num_partials, int64_t num_heads, int64_t head_dim) {
+  return 4 * num_partials * num_heads * LUMOS_TILE_TOKENS * (head_dim + 2);
 }
 
 // grad_out too is aligned; out, row_state and the gradients begin at multiples of 16 bytes.

@@ -131,8 +131,12 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 
   cp_async_wait<0>();
   __syncthreads();  // queries may still be on their way where no key is seen
-  store_rows<T, kHeadDim>(p, rows, block.side().slot_begin + block.first_row(), block.side().head, block.num_rows(),
-                          own_queries());
+  const ForwardSide& side = block.side();
+  if (side.tile < p.splits.num_partials) {
+    store_partial(p, rows, side.tile, side.head, block.first_row(), block.num_rows());
+  } else {
+    store_rows(p, rows, side.slot_begin + block.first_row(), side.head, block.num_rows(), own_queries());
+  }
 }
 
 }  // namespace lumos

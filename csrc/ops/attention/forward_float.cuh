@@ -126,6 +126,17 @@ __global__ void __launch_bounds__(kFloatForwardThreads)
     float total = sum[r];
     for (int other = 16; other; other /= 2) total += __shfl_xor_sync(~0u, total, other);
     if (own + r >= num_rows) continue;
+    if (tile_index < p.splits.num_partials) {
+      const Partials partials(p);
+      const int64_t place = partials.place(tile_index, head, first_row + own + r);
+      if (lane == 0) partials.states[place] = {top[r], total};
+      if (total == 0.0f) continue;
+#pragma unroll
+      for (int i = 0; i < kFloatChannels; ++i) {
+        if (32 * i < head_dim) partials.values[place * head_dim + 32 * i + lane] = acc[r][i];
+      }
+      continue;
+    }
     const int64_t place = (slot + own + r) * p.num_heads + head;
     if (lane == 0) store_row_state(p, place, top[r], total, 1.0);
 #pragma unroll

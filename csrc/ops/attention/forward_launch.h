@@ -16,6 +16,7 @@ template <class T, int kHeadDim, class Keys>
 void launch_forward(const lumos_attention_params& params);
 template <class Keys>
 void launch_forward_float(const lumos_attention_params& params);
+void launch_key_splits_merge(const lumos_attention_params& params);
 
 inline void check_forward(const char* op, const lumos_attention_params& p) {
   const auto wide = [](int64_t value) { return static_cast<long long>(value); };
@@ -31,6 +32,25 @@ inline void check_forward(const char* op, const lumos_attention_params& p) {
     require_aligned(op, name, x.data, x.stride_token * bytes, x.stride_head * bytes);
     require_aligned(op, name, x.data, x.stride_page * bytes, x.stride_head * bytes);
   }
+}
+
+// What the kernels read: with key splits, their tiles and runs in place of the call's.
+inline lumos_attention_params with_split_tiles(const lumos_attention_params& p) {
+  const lumos_key_splits& splits = p.splits;
+  lumos_attention_params read = p;
+  if (splits.tiles.num_tiles == 0) {
+    read.splits = {};
+    return read;
+  }
+  const auto wide = [](int64_t value) { return static_cast<long long>(value); };
+  require(0 <= splits.num_partials && splits.num_partials <= splits.tiles.num_tiles,
+          "%lld partial results are more than the %lld tiles", wide(splits.num_partials), wide(splits.tiles.num_tiles));
+  const int64_t bytes = lumos_key_splits_workspace(splits.num_partials, p.num_heads, p.head_dim);
+  require(splits.workspace_bytes >= bytes, "the workspace of the key splits has %lld bytes; it must have %lld",
+          wide(splits.workspace_bytes), wide(bytes));
+  read.query_tiles = splits.tiles;
+  read.rows = splits.rows;
+  return read;
 }
 
 template <class Keys>

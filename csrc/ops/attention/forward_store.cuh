@@ -3,6 +3,7 @@
 
 #include "cuda/vector.cuh"
 #include "ops/attention/forward_rows.cuh"
+#include "ops/attention/partials.cuh"
 
 namespace lumos {
 
@@ -47,6 +48,32 @@ __device__ void store_rows(const lumos_attention_params& p, const ForwardRows<T,
     const int row = i / kChunks, chunk = i % kChunks;
     const uint4 bits = *reinterpret_cast<const uint4*>(own + Order::offset(row, chunk));
     store_vector(static_cast<T*>(p.out) + ((slot_begin + row) * p.num_heads + head) * kHeadDim + chunk * 8, bits);
+  }
+}
+
+// The same for a key split, to the workspace. first_row: in the query tile
+template <class T, int kHeadDim>
+__device__ void store_partial(const lumos_attention_params& p, const ForwardRows<T, kHeadDim>& rows, int partial,
+                              int head, int first_row, int num_rows) {
+  const Partials partials(p);
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = 16 * m + 8 * r + lane / 4;
+      const float sum = rows.total(m, r);
+      if (row >= num_rows) continue;
+      const int64_t place = partials.place(partial, head, first_row + row);
+      if (lane % 4 == 0) partials.states[place] = {rows.top(m, r), sum};
+      if (sum == 0.0f) continue;
+      // The four lanes of a row write whole sectors.
+      float* const values = partials.values + place * kHeadDim + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kHeadDim / 8; ++n) {
+        *reinterpret_cast<float2*>(values + 8 * n) = {rows.value(m, n, 2 * r), rows.value(m, n, 2 * r + 1)};
+      }
+    }
   }
 }
 

@@ -6,7 +6,7 @@
 
 extern "C" lumos_status lumos_cuda_paged_attention(const lumos_attention_params* params) {
   return lumos::guarded([&] {
-    lumos_attention_params p = *params;
+    lumos_attention_params p = lumos::with_split_tiles(*params);
     lumos::check_forward("paged_attention", p);
     lumos::require(p.page_table && p.page_size > 0 && p.page_size <= INT_MAX && p.num_pages <= INT_MAX,
                    "there is no page table");
@@ -20,5 +20,6 @@ extern "C" lumos_status lumos_cuda_paged_attention(const lumos_attention_params*
                                static_cast<cudaStream_t>(p.stream)>>>(p);
     lumos::check_launch("paged_attention");
     lumos::select_forward<lumos::PagedKeys>("paged_attention", p);
+    lumos::launch_key_splits_merge(p);
   });
 }

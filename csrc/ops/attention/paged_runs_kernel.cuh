@@ -2,7 +2,7 @@
 // because the page table and the tiles of a step live there.
 //
 // A block has one query tile, a thread one of its rows; it goes over the key tiles of the query's sequence, which are
-// sorted, and thread 0 joins those in equal state to runs.
+// sorted, or of its key split, and thread 0 joins those in equal state to runs.
 #pragma once
 
 #include "ops/attention/paged_runs.cuh"
@@ -37,8 +37,10 @@ static __global__ void __launch_bounds__(kPagedRunsThreads)
   int32_t* const runs = all.of(blockIdx.x);
   int count = 0;
   TileState before = kUnseen;
-  const int end = first_tile_of(p.key_tiles, queries.sequence + 1);
-  for (int i = first_tile_of(p.key_tiles, queries.sequence); i < end; ++i) {
+  const int32_t* const keys = p.splits.keys ? p.splits.keys + 2 * blockIdx.x : nullptr;
+  const int first = keys ? keys[0] : first_tile_of(p.key_tiles, queries.sequence);
+  const int end = keys ? keys[1] : first_tile_of(p.key_tiles, queries.sequence + 1);
+  for (int i = first; i < end; ++i) {
     const Tile keys = load_tile(p.key_tiles, i);
     const uint64_t bits = visibility.bits(keys, 0);
     const bool some = __syncthreads_or(bits != 0);
