@@ -1,6 +1,7 @@
 // Merges the partial results of key splits: see docs/kernels/block_attention.md.
 //
 //   m = max_s m_s, l = sum_s l_s 2^(m_s - m), out = sum_s values_s 2^(m_s - m) / l; (m_s, l_s): row_state of split s
+//   (float32: in base e)
 //
 // A thread has kMergeChannels channels of one row, kMergeVectors of 4 with those of its neighbours between them, and
 // goes over the splits in their order. A split in which the row sees no key changes no bit: the others are what they
@@ -21,6 +22,7 @@ constexpr int kMergeRows = 32, kMergeVectors = 4, kMergeChannels = 4 * kMergeVec
 template <class T>
 __global__ void __launch_bounds__(kMergeRows* LUMOS_MAX_HEAD_DIM / kMergeChannels)
     key_splits_merge_kernel(const __grid_constant__ lumos_attention_params p) {
+  constexpr bool kFloat = std::is_same_v<T, float>;
   const int32_t* const merge = p.splits.merges + 3 * blockIdx.x;
   const int first = merge[0], num_splits = merge[1], distance = merge[2];
   const Tile queries = load_tile(p.splits.tiles, first);
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(kMergeRows* LUMOS_MAX_HEAD_DIM / kMergeChannel
   for (int split = 0; split < num_splits; ++split, own += apart * p.head_dim) {
     const float2 state = states[split * apart];
     if (state.y == 0.0f) continue;
-    const float weight = exp2_approx(state.x - top);
+    const float weight = kFloat ? expf(state.x - top) : exp2_approx(state.x - top);
     sum = fmaf(state.y, weight, sum);
 #pragma unroll
     for (int i = 0; i < kMergeVectors; ++i) {
@@ -53,13 +55,13 @@ __global__ void __launch_bounds__(kMergeRows* LUMOS_MAX_HEAD_DIM / kMergeChannel
   }
 
   const int64_t token_head = (int64_t(queries.slot_begin) + row) * p.num_heads + head;
-  if (threadIdx.x == 0) store_row_state(p, token_head, top, sum);
+  if (threadIdx.x == 0) store_row_state(p, token_head, top, sum, kFloat ? 1.0 : 0.6931471805599453);
   T* const out = static_cast<T*>(p.out) + token_head * p.head_dim + channel;
   const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
   for (int i = 0; i < kMergeVectors; ++i) {
     // By the operations of the forward of T, whose bits they must be.
-    if constexpr (std::is_same_v<T, float>) {
+    if constexpr (kFloat) {
 #pragma unroll
       for (float& value : values[i]) value = sum == 0.0f ? 0.0f : value / sum + 0.0f;
       *reinterpret_cast<float4*>(out + i * step) = {values[i][0], values[i][1], values[i][2], values[i][3]};
