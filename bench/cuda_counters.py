@@ -53,12 +53,11 @@ class Gpu:
             "special functions": 32 * count["special"] / SPECIAL_LANES_PER_CYCLE,
             "shared memory": 128 * count["wavefronts"] / SHARED_BYTES_PER_CYCLE,
         }
-        return {name: cycles / self.multiprocessors for name, cycles in of_one.items()} | {
-            "L2": 32
-            * count["sectors"]
-            / L2_BYTES_PER_CYCLE,  # whatever is asked for: cp.async.cg goes past the first level
-            "DRAM": needed_bytes / self.dram_gb_per_second * self.clock_ghz,  # what is read again comes from the L2
-        }
+        of_all = {name: cycles / self.multiprocessors for name, cycles in of_one.items()}
+        # All that is asked for goes to the L2 (cp.async.cg passes the first level by); what is read again stays there.
+        of_all["L2"] = 32 * count["sectors"] / L2_BYTES_PER_CYCLE
+        of_all["DRAM"] = needed_bytes / self.dram_gb_per_second * self.clock_ghz
+        return of_all
 
 
 # Of one multiprocessor, 8.0 and 9.0 alike: four schedulers of one warp instruction a cycle, 16 lanes of ex2 and its like (CUDA C++
@@ -67,7 +66,7 @@ class Gpu:
 ISSUED_PER_CYCLE, SPECIAL_LANES_PER_CYCLE, SHARED_BYTES_PER_CYCLE, L2_BYTES_PER_CYCLE = 4, 16, 128, 5120
 
 # NVIDIA's papers on the architectures. A100 SXM, 40 GB: 312 TFLOP/s of dense bf16 at 1.41 GHz. H100 SXM: 989 TFLOP/s, at 4096 a cycle
-# and multiprocessor 1.83 GHz, of which mma.sync reaches 62 % (Luo et al., arXiv 2402.13499); the rest is for wgmma.
+# and multiprocessor 1.83 GHz, of which mma.sync reaches about 62 % (Luo et al., arXiv 2402.13499); the rest is for wgmma.
 GPUS = {"A100": Gpu(108, 1.41, 0.5, 1555), "H100 (mma.sync)": Gpu(132, 1.83, 0.62, 3350)}
 
 # All instructions of FlashAttention-2 2.7.4.post1 for each needed mma, by head_dim: bf16, one head, 1024 x 1024 tokens, its kernels before
@@ -174,12 +173,8 @@ def main() -> None:
                     call()
                     launches = machine.launches
                 needed = products * pairs * head_dim / (MMA_PAIRS * MMA_DEPTH)
-                row = {
-                    "kernel": kernel,
-                    "layout": name,
-                    "head_dim": head_dim,
-                    **counted(launches, needed, needed_bytes),
-                }
+                numbers = counted(launches, needed, needed_bytes)
+                row: dict[str, Any] = {"kernel": kernel, "layout": name, "head_dim": head_dim, **numbers}
                 peer = FLASH_ATTENTION_2.get(kernel, {}).get(head_dim, {})
                 every = row["mma_per_needed"] + row["others_per_needed"]
                 row["of_flash_attention_2"] = {mask: every / count for mask, count in peer.items()}
