@@ -89,11 +89,9 @@ def sample_codes(cond: Tensor, uncond: Tensor, known: Tensor, uniforms: Tensor) 
 def linear_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Loss, state and gradient of the logits, one head each."""
     logits, state = logits[:, 0], [targets.new_empty(len(targets), dtype=torch.float32) for _ in range(3)]
-    grad = logits.new_empty(logits.shape)
+    ones, grad = torch.ones_like(state[0]), logits.new_empty_strided(logits.shape, logits.stride())
     _registry.call("linear_cross_entropy", logits, targets, 0, True, *state)
-    _registry.call(
-        "linear_cross_entropy_backward", torch.ones_like(state[0]), logits, targets, 0, *state[1:], grad
-    )  # fmt: skip
+    _registry.call("linear_cross_entropy_backward", ones, logits, targets, 0, *state[1:], grad)
     return *state, grad
 
 
