@@ -107,7 +107,7 @@ CALLS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], Callable[[torch.dtype]
     ),
     "paged_write": (paged_write, lambda d: (heads(d, 0), heads(d, 1), SLOTS)),
     "qk_norm_mm_rope_paged_write": (
-        qk_norm_mm_rope_paged_write, lambda d: (heads(d, 0), heads(d, 1, 1), heads(d, 2, 1), POSITIONS, SLOTS),
+        qk_norm_mm_rope_paged_write, lambda d: (heads(d, 0, 4), heads(d, 1), heads(d, 2), POSITIONS, SLOTS),
     ),
     "merge_attention": (merge_attention, lambda d: (heads(d, 0), lse(1), heads(d, 2), lse(3))),
     "sample_codes": (
