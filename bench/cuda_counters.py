@@ -7,9 +7,9 @@ of all other kinds for each needed mma, sectors over bytes asked of global memor
 ``step``: one more frame against a cache of the others, on ``STEP_HEADS`` heads, with key splits and without.
 ``hidden``: 70 % of each frame's tokens hidden as history, behind the others as ``layout.with_tube`` orders them.
 
-``estimate``: a roofline, no measurement: the larger of the time that the mma take and the time that the other instructions take to
-issue, at the rates of ``GPUS``, as the share of the peak that the needed products reach. Memory, latency and the order of instructions
-are left out, and instructions are PTX: moves, which mostly vanish, are not counted.
+``estimate``: a roofline, no measurement: the share of the peak of mma that the needed products would reach if the call took as long as
+the unit of the GPU that it keeps busy longest, which is named. Of each unit (``Gpu.cycles``) work and rate; moves, which mostly vanish in
+ptxas, are not counted. Latency, the order of instructions and blocks that end unevenly are left out, so a GPU stays below.
 """
 
 from __future__ import annotations
@@ -44,14 +44,36 @@ STEP_HEADS, STEP_TEXT, UNSPLIT = 4, 64, 2**31 - 1
 
 @dataclass(frozen=True)
 class Gpu:
-    """Per multiprocessor: mma m16n8k16 (mma.sync, dense, fp32 sums) a cycle, and warp instructions issued a cycle."""
+    """``mma_per_cycle``: m16n8k16 with fp32 sums by mma.sync, of one multiprocessor."""
 
+    multiprocessors: int
+    clock_ghz: float
     mma_per_cycle: float
-    issued_per_cycle: float = 4.0
+    dram_gb_per_second: float
+
+    def cycles(self, count: Counter[str], needed_bytes: int) -> dict[str, float]:
+        """How long each unit is busy with what was counted, all multiprocessors alike; ``needed_bytes``: each tensor once."""
+        of_one = {
+            "tensor cores": count["mma"] / self.mma_per_cycle,
+            "issue": (count["instructions"] - count["move"]) / ISSUED_PER_CYCLE,
+            "special functions": 32 * count["special"] / SPECIAL_LANES_PER_CYCLE,
+            "shared memory": 128 * count["wavefronts"] / SHARED_BYTES_PER_CYCLE,
+        }
+        of_all = {name: cycles / self.multiprocessors for name, cycles in of_one.items()}
+        # All that is asked for goes to the L2 (cp.async.cg passes the first level by); what is read again stays there.
+        of_all["L2"] = 32 * count["sectors"] / L2_BYTES_PER_CYCLE
+        of_all["DRAM"] = needed_bytes / self.dram_gb_per_second * self.clock_ghz
+        return of_all
 
 
-# 312 TFLOP/s at 1.41 GHz on 108 multiprocessors; mma.sync on an H100 SXM reaches about 62 % of 989 TFLOP/s at 1.755 GHz on 132.
-GPUS = {"A100": Gpu(0.5), "H100 (mma.sync)": Gpu(0.64)}
+# Of one multiprocessor, 8.0 and 9.0 alike: four schedulers of one warp instruction a cycle, 16 lanes of ex2 and its like (CUDA C++
+# Programming Guide, "Arithmetic Instructions"), 32 banks of 4 bytes ("Shared Memory"). Of the whole GPU: the L2 as the A100's
+# architecture paper has it; of the H100 NVIDIA gives none, it is taken to be no less.
+ISSUED_PER_CYCLE, SPECIAL_LANES_PER_CYCLE, SHARED_BYTES_PER_CYCLE, L2_BYTES_PER_CYCLE = 4, 16, 128, 5120
+
+# NVIDIA's papers on the architectures. A100 SXM, 40 GB: 312 TFLOP/s of dense bf16 at 1.41 GHz. H100 SXM: 989 TFLOP/s, at 4096 a cycle
+# and multiprocessor 1.83 GHz, of which mma.sync reaches about 62 % (Luo et al., arXiv 2402.13499); the rest is for wgmma.
+GPUS = {"A100": Gpu(108, 1.41, 0.5, 1555), "H100 (mma.sync)": Gpu(132, 1.83, 0.62, 3350)}
 
 # All instructions of FlashAttention-2 2.7.4.post1 for each needed mma, by head_dim: bf16, one head, 1024 x 1024 tokens, its kernels before
 # and after the main one and moves included. Its backward for sm_80, with the tiles that it takes on an A100, was compiled to PTX of 8.0
@@ -80,37 +102,39 @@ def visible_pairs(layout: SequenceLayout) -> int:
     return sum(int(layout.visible(i).sum()) for i in range(layout.num_sequences))
 
 
-def counted(launches: list[dict[str, Any]], needed_mma: float) -> dict[str, Any]:
+def counted(launches: list[dict[str, Any]], needed_mma: float, needed_bytes: int) -> dict[str, Any]:
     """The numbers of one call, all its kernels together."""
     instructions: Counter[str] = Counter()
     sums: Counter[str] = Counter()
     for launch in launches:
         for line in launch["lines"]:
             instructions[line["class"]] += line["instructions"]
+            sums["instructions"] += line["instructions"]
             if line["class"].startswith(("global", "async")):
                 sums["bytes"] += line["bytes"]
                 sums["sectors"] += line["sectors"]
             sums["wavefronts"] += line["wavefronts"]
             sums["ideal_wavefronts"] += line["ideal_wavefronts"]
     blocks = max(launches, key=lambda launch: sum(line["instructions"] for line in launch["lines"]))["grid"]
-    mma = instructions.pop("mma")
-    move = instructions.pop("move", 0)
-    other = sum(instructions.values())
     estimates = {}
     for name, gpu in GPUS.items():
-        cycles = max(mma / gpu.mma_per_cycle, (mma + other) / gpu.issued_per_cycle)
-        estimates[name] = needed_mma / gpu.mma_per_cycle / cycles
+        needed_cycles = needed_mma / gpu.mma_per_cycle / gpu.multiprocessors
+        busy = {unit: cycles / needed_cycles for unit, cycles in gpu.cycles(sums + instructions, needed_bytes).items()}
+        binds = max(busy, key=busy.__getitem__)
+        estimates[name] = {"of_peak": 1 / busy[binds], "binds": binds, "cycles_per_needed": busy}
+    mma = instructions.pop("mma")
+    move = instructions.pop("move", 0)
     return {
         "mma": mma,
         "needed_mma": needed_mma,
         "mma_per_needed": mma / needed_mma,
-        "others_per_needed": (other + move) / needed_mma,
+        "others_per_needed": (sums["instructions"] - mma) / needed_mma,
         "moves_per_needed": move / needed_mma,
         "by_class_per_needed": {name: count / needed_mma for name, count in sorted(instructions.items())},
         "sector_bytes_per_byte": 32 * sums["sectors"] / sums["bytes"],
         "blocks": prod(blocks),  # of the kernel with most instructions
         "wavefronts_per_ideal": sums["wavefronts"] / sums["ideal_wavefronts"],
-        "estimate_of_peak": estimates,
+        "estimate": estimates,
     }
 
 
@@ -138,12 +162,12 @@ def step(layout: SequenceLayout, head_dim: int, dtype: torch.dtype, split: bool)
     return partial(ops.paged_attention, q[last.slots_in_layout], *in_pages(k, v, layout, 64, last, 0).arguments())
 
 
-# name: (call to count, products of the size of Q K^T that a visible pair needs)
-KERNELS: dict[str, tuple[Callable[[SequenceLayout, int, torch.dtype], Callable[[], object]], int]] = {
-    "forward": (forward, 2),
-    "backward": (backward, 5),
-    "step": (partial(step, split=True), 2),
-    "step unsplit": (partial(step, split=False), 2),
+# name: (call to count, products of the size of Q K^T that a visible pair needs, tensors of the size of q that it reads or writes)
+KERNELS: dict[str, tuple[Callable[[SequenceLayout, int, torch.dtype], Callable[[], object]], int, int]] = {
+    "forward": (forward, 2, 4),
+    "backward": (backward, 5, 8),
+    "step": (partial(step, split=True), 2, 2 * STEP_HEADS),
+    "step unsplit": (partial(step, split=False), 2, 2 * STEP_HEADS),
 }
 
 
@@ -168,15 +192,17 @@ def main() -> None:
 
     rows = []
     for kernel in arguments.kernels:
-        make, products = KERNELS[kernel]
+        make, products, tensors = KERNELS[kernel]
         for name, layout, pairs in cases(kernel, arguments.frames, arguments.hidden):
             for head_dim in arguments.head_dims:
                 call = make(layout, head_dim, torch.bfloat16)
+                needed_bytes = tensors * layout.num_tokens * head_dim * torch.bfloat16.itemsize
                 with emulation.ptxvm(check_races=False) as machine, torch.no_grad():
                     call()
                     launches = machine.launches
                 needed = products * pairs * head_dim / (MMA_PAIRS * MMA_DEPTH)
-                row = {"kernel": kernel, "layout": name, "head_dim": head_dim, **counted(launches, needed)}
+                numbers = counted(launches, needed, needed_bytes)
+                row: dict[str, Any] = {"kernel": kernel, "layout": name, "head_dim": head_dim, **numbers}
                 peer = FLASH_ATTENTION_2.get(kernel, {}).get(head_dim, {})
                 every = row["mma_per_needed"] + row["others_per_needed"]
                 row["of_flash_attention_2"] = {mask: every / count for mask, count in peer.items()}
@@ -184,10 +210,13 @@ def main() -> None:
                 print(
                     f"{kernel} {head_dim:3} {name:24} mma/needed {row['mma_per_needed']:.3f}  others/needed "
                     f"{row['others_per_needed']:.2f} (moves {row['moves_per_needed']:.2f})  sectors "
-                    f"{row['sector_bytes_per_byte']:.3f}  wavefronts {row['wavefronts_per_ideal']:.3f}  blocks "
-                    f"{row['blocks']}  estimate "
-                    + ", ".join(f"{gpu} {share:.0%}" for gpu, share in row["estimate_of_peak"].items())
+                    f"{row['sector_bytes_per_byte']:.3f}  wavefronts {row['wavefronts_per_ideal']:.3f}  blocks {row['blocks']}"
                 )
+                for gpu, estimate in row["estimate"].items():
+                    busy = ", ".join(f"{unit} {cycles:.2f}" for unit, cycles in estimate["cycles_per_needed"].items())
+                    print(
+                        f"    estimate {gpu}: {estimate['of_peak']:.0%} of peak, bound by {estimate['binds']} ({busy})"
+                    )
                 print("    " + ", ".join(f"{kind} {share:.2f}" for kind, share in row["by_class_per_needed"].items()))
                 for mask, share in row["of_flash_attention_2"].items():
                     print(f"    {share:.2f} of FlashAttention-2's instructions, {mask}")

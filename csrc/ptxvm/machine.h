@@ -81,6 +81,8 @@ struct LaunchRecord {
   double seconds = 0;
   std::vector<LineCounter> lines;                          // one a source line and class
   std::vector<std::pair<int, uint64_t>> synchronisations;  // Synchronisation::index, how often a warp executed it
+  int device = 0;                                          // current when it was launched
+  const void* stream = nullptr;                            // that it was launched on
 };
 std::vector<LaunchRecord>& launches();  // since the list was last cleared
 

@@ -70,6 +70,8 @@ static py::dict record(const vm::LaunchRecord& launch) {
   row["block"] = extents(launch.config.block);
   row["dynamic_shared_bytes"] = launch.config.dynamic_shared_bytes;
   row["static_shared_bytes"] = launch.static_shared_bytes;
+  row["device"] = launch.device;
+  row["stream"] = reinterpret_cast<uintptr_t>(launch.stream);
   row["seconds"] = launch.seconds;
   row["lines"] = lines;
   row["synchronisations"] = launch.synchronisations;

@@ -129,7 +129,8 @@ int guarded(Entry* entry, Body&& body) {
   }
 }
 
-int launch_entry(Entry* entry, const Dim3& grid, const Dim3& block, void** arguments, size_t shared_bytes) {
+int launch_entry(Entry* entry, const Dim3& grid, const Dim3& block, void** arguments, size_t shared_bytes,
+                 const void* stream) {
   if (!fault.empty()) return remember(kLaunchFailure);
   return guarded(entry, [&](Kernel& kernel) {
     const int64_t asked = entry->max_dynamic_shared_bytes[current_device];
@@ -138,6 +139,8 @@ int launch_entry(Entry* entry, const Dim3& grid, const Dim3& block, void** argum
       throw Error(format("%s: %zu bytes of dynamic shared memory; device %d allows it %lld, see cudaFuncSetAttribute",
                          entry->name.c_str(), shared_bytes, current_device, static_cast<long long>(allowed)));
     launch(kernel, {grid, block, uint32_t(shared_bytes)}, arguments);
+    launches().back().device = current_device;
+    launches().back().stream = stream;
     return kSuccess;
   });
 }
@@ -203,12 +206,12 @@ int __cudaPopCallConfiguration(Dim3* grid, Dim3* block, size_t* shared_bytes, vo
   return kSuccess;
 }
 
-int __cudaLaunchKernel(void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes, void*) {
-  return launch_entry(static_cast<Entry*>(kernel), grid, block, arguments, shared_bytes);
+int __cudaLaunchKernel(void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes, void* stream) {
+  return launch_entry(static_cast<Entry*>(kernel), grid, block, arguments, shared_bytes, stream);
 }
 
-int cudaLaunchKernel(const void* stub, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes, void*) {
-  return launch_entry(find(stub), grid, block, arguments, shared_bytes);
+int cudaLaunchKernel(const void* stub, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes, void* stream) {
+  return launch_entry(find(stub), grid, block, arguments, shared_bytes, stream);
 }
 
 int cudaFuncSetAttribute(const void* stub, int attribute, int value) {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _registry as registry
 from .pages import check_pages, check_slots
-from .rotary import _inverse_frequencies
+from .rotary import frequencies_at
 
 
 def qk_norm_mm_rope(
@@ -49,10 +49,10 @@ def qk_norm_mm_rope(
         an ``eps`` that is negative or not finite.
     """
     weights = (q_weight, q_bias, k_weight, k_bias)
-    chosen, inv_freq = _check("qk_norm_mm_rope", q, k, weights, positions, inv_freq, eps, backend)
+    chosen = _check("qk_norm_mm_rope", q, k, weights, positions, inv_freq, eps, backend)
     if chosen == "reference":
         return registry.reference("qk_norm").qk_norm_mm_rope(
-            q, k, *weights, positions, inv_freq, eps=eps, parity=parity
+            q, k, *weights, positions, frequencies_at(q, inv_freq), eps=eps, parity=parity
         )
     weights32 = (weight.float() for weight in weights)
     return torch.ops.lumos._qk_norm_mm_rope(q, k, *weights32, positions, inv_freq, float(eps), parity)
@@ -91,13 +91,13 @@ def qk_norm_mm_rope_paged_write(
     """
     op = "qk_norm_mm_rope_paged_write"
     weights = (q_weight, q_bias, k_weight, k_bias)
-    chosen, inv_freq = _check(op, q, k, weights, positions, inv_freq, eps, backend)
+    chosen = _check(op, q, k, weights, positions, inv_freq, eps, backend)
     check_pages(op, k, v, k_pages, v_pages, slots)
     q, k, v, *weights32 = (tensor.detach() for tensor in (q, k, v, *weights))
     if chosen == "reference":
         check_slots(op, slots, k_pages)
         return registry.reference("qk_norm").qk_norm_mm_rope_paged_write(
-            q, k, v, *weights32, positions, k_pages, v_pages, slots, inv_freq, eps=eps, parity=parity
+            q, k, v, *weights32, positions, k_pages, v_pages, slots, frequencies_at(q, inv_freq), eps=eps, parity=parity
         )
     weights32 = [weight.float() for weight in weights32]
     return torch.ops.lumos._qk_norm_mm_rope_paged_write(
@@ -114,8 +114,8 @@ def _check(
     inv_freq: Tensor | None,
     eps: float,
     backend: str | None,
-) -> tuple[str, Tensor]:
-    """The backend, and inv_freq or its default."""
+) -> str:
+    """The backend."""
     chosen = registry.select_backend(op, q, backend) if isinstance(q, Tensor) else "reference"
     registry.check_tensor(op, "q", q, dtype=registry.FLOATS_OF[chosen], shape=("tokens", "heads", "head_dim"))
     tokens, _, head_dim = q.shape
@@ -130,19 +130,18 @@ def _check(
                 f"{op}: {name}_weight has {len(weight)} rows; their number must divide the {x.shape[1]} heads of {name}"
             )
     registry.check_tensor(op, "positions", positions, dtype=torch.int32, shape=(tokens, 3), device=q.device)
-    if inv_freq is None:
-        inv_freq = _inverse_frequencies(head_dim, 10000.0).to(q.device)
-    registry.check_tensor(op, "inv_freq", inv_freq, dtype=torch.float32, shape=(head_dim // 2,), device=q.device)
+    if inv_freq is not None:
+        registry.check_tensor(op, "inv_freq", inv_freq, dtype=torch.float32, shape=(head_dim // 2,), device=q.device)
     if not 0 <= eps < math.inf:
         raise ValueError(f"{op}: eps is {eps}; it must be finite and not negative")
-    return chosen, inv_freq
+    return chosen
 
 
 def _forward(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *tables, eps, parity = rest
+    *tables, inv_freq, eps, parity = rest
     q, k = (registry.rows_contiguous("qk_norm_mm_rope", name, x) for name, x in (("q", q), ("k", k)))
     results = _forward_fake(q, k)
-    tables = [table.contiguous() for table in tables]
+    tables = [*(table.contiguous() for table in tables), frequencies_at(q, inv_freq)]
     registry.call("qk_norm_mm_rope", q, k, *tables, *results, eps, parity)
     return results
 
@@ -152,10 +151,10 @@ def _forward_fake(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward_op(grad_q_out: Tensor, grad_k_out: Tensor, q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *tables, eps, parity = rest
+    *tables, inv_freq, eps, parity = rest
     named = (("grad_q_out", grad_q_out), ("grad_k_out", grad_k_out), ("q", q), ("k", k))
     tensors = [registry.rows_contiguous("qk_norm_mm_rope", name, x) for name, x in named]
-    tables = [table.contiguous() for table in tables]
+    tables = [*(table.contiguous() for table in tables), frequencies_at(q, inv_freq)]
     grads = _backward_fake(*tensors, *tables)
     workspace = registry.workspace("qk_norm_mm_rope_backward", *tensors[2:], *tables[:2])
     registry.call("qk_norm_mm_rope_backward", *tensors, *tables, *grads, workspace, eps, parity)
@@ -180,18 +179,18 @@ def _backward(ctx: Any, grad_q_out: Tensor, grad_k_out: Tensor) -> tuple[Tensor 
 
 
 def _paged_write(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-    *tables, k_pages, v_pages, slots, eps, parity = rest
+    *tables, inv_freq, k_pages, v_pages, slots, eps, parity = rest
     named = (("q", q), ("k", k), ("v", v))
     q, k, v = (registry.rows_contiguous("qk_norm_mm_rope_paged_write", name, x) for name, x in named)
     q_out = q.new_empty(q.shape)
-    tables = [table.contiguous() for table in tables]
+    tables = [*(table.contiguous() for table in tables), frequencies_at(q, inv_freq)]
     tensors = (k, v, *tables, k_pages, v_pages, slots.contiguous(), q_out)
     registry.call("qk_norm_mm_rope_paged_write", q, *tensors, eps, parity)
     return q_out
 
 
 _WEIGHTS = "Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias"
-_ROTATION = "Tensor positions, Tensor inv_freq"
+_ROTATION = "Tensor positions, Tensor? inv_freq"
 registry.define(
     f"_qk_norm_mm_rope(Tensor q, Tensor k, {_WEIGHTS}, {_ROTATION}, float eps, bool parity) -> (Tensor, Tensor)",
     cpu=_forward,

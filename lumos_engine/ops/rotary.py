@@ -36,6 +36,13 @@ def inverse_frequencies(head_dim: int, theta: float = 10000.0) -> Tensor:
     return _inverse_frequencies(head_dim, float(theta)).clone()
 
 
+def frequencies_at(x: Tensor, inv_freq: Tensor | None) -> Tensor:
+    """``inv_freq``, or its default where ``x`` lies: copied there once, for nobody shall wait for the GPU at each call."""
+    if inv_freq is None:
+        inv_freq = registry.on_device(_inverse_frequencies(x.shape[-1], 10000.0), x)
+    return inv_freq.contiguous()
+
+
 def mm_rope(
     x: Tensor,
     positions: Tensor,
@@ -76,9 +83,8 @@ def mm_rope(
     tokens, _, head_dim = x.shape
     registry.check_head_dim(op, head_dim)
     registry.check_tensor(op, "positions", positions, dtype=torch.int32, shape=(tokens, 3), device=x.device)
-    if inv_freq is None:
-        inv_freq = _inverse_frequencies(head_dim, 10000.0).to(x.device)
-    registry.check_tensor(op, "inv_freq", inv_freq, dtype=torch.float32, shape=(head_dim // 2,), device=x.device)
+    if inv_freq is not None:
+        registry.check_tensor(op, "inv_freq", inv_freq, dtype=torch.float32, shape=(head_dim // 2,), device=x.device)
     if inplace:
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError(f"{op}: x requires a gradient, which inplace=True cannot give; pass inplace=False")
@@ -86,7 +92,7 @@ def mm_rope(
             raise ValueError(f"{op}: x has strides {x.stride()}; inplace=True needs a contiguous last dimension")
     if chosen == "reference":
         return registry.reference("rotary").mm_rope(
-            x, positions, inv_freq, inverse=inverse, parity=parity, inplace=inplace
+            x, positions, frequencies_at(x, inv_freq), inverse=inverse, parity=parity, inplace=inplace
         )
     if inplace:
         torch.ops.lumos._mm_rope_(x, positions, inv_freq, inverse, parity)
@@ -94,22 +100,22 @@ def mm_rope(
     return torch.ops.lumos._mm_rope(x, positions, inv_freq, inverse, parity)
 
 
-def _rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, out: Tensor, inverse: bool, parity: bool) -> None:
-    registry.call("mm_rope", x, positions.contiguous(), inv_freq.contiguous(), out, inverse, parity)
+def _rotate(x: Tensor, positions: Tensor, inv_freq: Tensor | None, out: Tensor, inverse: bool, parity: bool) -> None:
+    registry.call("mm_rope", x, positions.contiguous(), frequencies_at(x, inv_freq), out, inverse, parity)
 
 
-def _mm_rope(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> Tensor:
+def _mm_rope(x: Tensor, positions: Tensor, inv_freq: Tensor | None, inverse: bool, parity: bool) -> Tensor:
     x = registry.rows_contiguous("mm_rope", "x", x)
     out = _mm_rope_fake(x, positions, inv_freq, inverse, parity)
     _rotate(x, positions, inv_freq, out, inverse, parity)
     return out
 
 
-def _mm_rope_fake(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> Tensor:
+def _mm_rope_fake(x: Tensor, positions: Tensor, inv_freq: Tensor | None, inverse: bool, parity: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _mm_rope_inplace(x: Tensor, positions: Tensor, inv_freq: Tensor, inverse: bool, parity: bool) -> None:
+def _mm_rope_inplace(x: Tensor, positions: Tensor, inv_freq: Tensor | None, inverse: bool, parity: bool) -> None:
     _rotate(x, positions, inv_freq, x, inverse, parity)
 
 
@@ -125,7 +131,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 registry.define(
-    "_mm_rope(Tensor x, Tensor positions, Tensor inv_freq, bool inverse, bool parity) -> Tensor",
+    "_mm_rope(Tensor x, Tensor positions, Tensor? inv_freq, bool inverse, bool parity) -> Tensor",
     cpu=_mm_rope,
     cuda=_mm_rope,
     fake=_mm_rope_fake,
@@ -133,7 +139,7 @@ registry.define(
     backward=_backward,
 )
 registry.define(
-    "_mm_rope_(Tensor(a!) x, Tensor positions, Tensor inv_freq, bool inverse, bool parity) -> ()",
+    "_mm_rope_(Tensor(a!) x, Tensor positions, Tensor? inv_freq, bool inverse, bool parity) -> ()",
     cpu=_mm_rope_inplace,
     cuda=_mm_rope_inplace,
     fake=lambda x, positions, inv_freq, inverse, parity: None,

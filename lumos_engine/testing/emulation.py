@@ -44,7 +44,8 @@ class Machine:
 
     @property
     def launches(self) -> list[dict[str, Any]]:
-        """Each launch since the begin of ``ptxvm()``: kernel, grid, block, shared bytes, seconds, and counters by source line."""
+        """Each launch since the begin of ``ptxvm()``: kernel, grid, block, shared bytes, device, stream, seconds, and
+        counters by source line."""
         return self._extension.launches()
 
 

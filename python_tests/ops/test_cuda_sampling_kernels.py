@@ -78,6 +78,13 @@ def test_remask_moves_what_it_must(rows: int, backend: str) -> None:
 
 
 @on_cuda
+def test_rows_that_remask_does_not_hold_move_in_whole_sectors(backend: str) -> None:
+    """Those beyond 8192, which it reads for each bit."""
+    (launch,), _ = launches(remask, 8192 + 32)
+    assert 32 * total(launch, "sectors", "global") <= SECTORS * total(launch, "bytes", "global")
+
+
+@on_cuda
 def test_tokens_move_in_whole_sectors(backend: str) -> None:
     """The ranks do not: to invert them is to scatter."""
     (order, mask), needed_bytes = launches(tube_mask)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lumos_engine import _C, ops
+from lumos_engine.ops import rotary
 from lumos_engine.ops._registry import copies
 from lumos_engine.testing import check_backend, eager, poison, strategies, tolerances
 from lumos_engine.testing.backends import BACKENDS, COMPILED, DTYPES, running
@@ -315,6 +316,13 @@ def test_positions_and_frequencies_that_are_not_contiguous(tokens: int, backend:
         x, positions, strided = place(x), place(positions), place(inv_freq.repeat_interleave(2))[::2]
         expected = ops.mm_rope(x, positions[:, :1].expand(-1, 3).contiguous(), place(inv_freq))
         tolerances.assert_bitwise_equal(ops.mm_rope(x, positions[:, :1].expand(-1, 3), strided), expected)
+
+
+def test_default_frequencies_are_copied_to_a_device_once() -> None:
+    """A call that copied them would make the host wait, and could not be captured in a graph."""
+    x = torch.empty(1, 1, 64, device="meta")
+    assert rotary.frequencies_at(x, None) is rotary.frequencies_at(x, None)
+    assert rotary.frequencies_at(torch.ones(1, 1, 64), None) is rotary.frequencies_at(torch.ones(1, 1, 64), None)
 
 
 # ---- framework

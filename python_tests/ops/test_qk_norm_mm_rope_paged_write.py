@@ -158,6 +158,22 @@ def test_pages_beyond_32_bits(backend: str) -> None:
     tolerances.assert_bitwise_equal(written[1].cpu(), given_["v"])
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_strides_beyond_32_bits(backend: str) -> None:
+    """Of memory that no one touches between the two tokens of q, k and v."""
+    given_ = arguments(2, torch.bfloat16)
+    with running(backend) as place:
+        plain, far = ({name: place(tensor.clone()) for name, tensor in given_.items()} for _ in range(2))
+        for name in ("q", "k", "v"):
+            near, stride = far[name], 2**31 + 64
+            memory = torch.empty(stride + near[0].numel(), dtype=near.dtype, device=near.device)
+            far[name] = memory.as_strided(near.shape, (stride, *near.stride()[1:])).copy_(near)
+        results = [ops.qk_norm_mm_rope_paged_write(**tensors) for tensors in (plain, far)]
+    tolerances.assert_bitwise_equal(results[1], results[0], "q")
+    for name in ("k_pages", "v_pages"):
+        tolerances.assert_bitwise_equal(far[name], plain[name], name)
+
+
 @pytest.mark.parametrize("backend", ["cuda"])
 def test_pages_that_are_not_aligned_to_16_bytes_are_refused_on_cuda(backend: str) -> None:
     with running(backend) as place:

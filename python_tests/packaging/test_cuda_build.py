@@ -113,23 +113,26 @@ def test_resources_as_launched(tmp_path: Path) -> None:
 
 OCCUPANCY = """
 #include <stdio.h>
+#include <stdlib.h>
 #include "cuda_occupancy.h"
-int main() {
+int main(int, char** arguments) {  // compute capability times ten, threads and bytes of shared memory of a multiprocessor
+  const size_t shared_bytes = atoi(arguments[3]);
   cudaOccDeviceProp gpu;
-  gpu.computeMajor = 8;
+  gpu.computeMajor = atoi(arguments[1]) / 10;
+  gpu.computeMinor = atoi(arguments[1]) % 10;
   gpu.maxThreadsPerBlock = 1024;
-  gpu.maxThreadsPerMultiprocessor = 2048;
+  gpu.maxThreadsPerMultiprocessor = atoi(arguments[2]);
   gpu.regsPerBlock = gpu.regsPerMultiprocessor = 65536;
   gpu.warpSize = 32;
   gpu.sharedMemPerBlock = 48 << 10;
-  gpu.sharedMemPerMultiprocessor = 164 << 10;
+  gpu.sharedMemPerMultiprocessor = shared_bytes;
   gpu.numSms = 108;
-  gpu.sharedMemPerBlockOptin = 163 << 10;
+  gpu.sharedMemPerBlockOptin = shared_bytes - (1 << 10);
   gpu.reservedSharedMemPerBlock = 1 << 10;
   cudaOccFuncAttributes kernel;
   kernel.maxThreadsPerBlock = 1024;
   kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
-  kernel.maxDynamicSharedSizeBytes = 163 << 10;
+  kernel.maxDynamicSharedSizeBytes = shared_bytes - (1 << 10);
   cudaOccDeviceState state;
   int threads;
   size_t dynamic_bytes;
@@ -147,17 +150,26 @@ def test_blocks_on_a_multiprocessor_are_those_of_the_toolkit(tmp_path: Path) -> 
     (tmp_path / "occupancy.cpp").write_text(OCCUPANCY)
     subprocess.run([NVCC, "--cudart", "none", "occupancy.cpp", "-o", "occupancy"], cwd=tmp_path, check=True)
     draw = random.Random(0)
-    cases = [
-        (draw.randint(8, 255), draw.randint(1, 1024), draw.randint(0, 48 << 10), draw.randint(0, 115 << 10))
-        for _ in range(3000)
-    ] + [(draw.randint(8, 255), 32 * draw.randint(1, 32), 0, 0) for _ in range(1000)]
-    text = "\n".join(" ".join(map(str, case)) for case in cases)
-    done = subprocess.run([str(tmp_path / "occupancy")], input=text, check=True, capture_output=True, text=True)
-    ours = [
-        resources.Resources("", "", "", registers, 0, 0, static, dynamic, threads).blocks_per_multiprocessor
-        for registers, threads, static, dynamic in cases
-    ]
-    assert ours == list(map(int, done.stdout.split()))
+    for arch, limits in resources.MULTIPROCESSORS.items():
+        dynamic_bytes = limits.shared_bytes - (49 << 10)
+        cases = [
+            (draw.randint(8, 255), draw.randint(1, 1024), draw.randint(0, 48 << 10), draw.randint(0, dynamic_bytes))
+            for _ in range(1000)
+        ] + [(draw.randint(8, 255), 32 * draw.randint(1, 32), 0, 0) for _ in range(1000)]
+        text = "\n".join(" ".join(map(str, case)) for case in cases)
+        command = [str(tmp_path / "occupancy"), *map(str, (arch, limits.threads, limits.shared_bytes))]
+        done = subprocess.run(command, input=text, check=True, capture_output=True, text=True)
+        ours = [
+            resources.Resources(arch, "", "", "", registers, 0, 0, static, dynamic, threads).blocks_per_multiprocessor
+            for registers, threads, static, dynamic in cases
+        ]
+        assert ours == list(map(int, done.stdout.split())), arch
+
+
+def test_resources_are_known_of_every_gpu_of_the_wheel() -> None:
+    cmake = (ROOT / "cmake" / "LumosCuda.cmake").read_text()
+    (archs,) = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES ([\w -]+)\)", cmake)
+    assert [int(arch.removesuffix("-real")) for arch in archs.split()] == list(resources.MULTIPROCESSORS)
 
 
 # ------------------------------------------------------------------------------------------------------- gpu_suite

@@ -131,11 +131,11 @@ SAMPLES = {
     ),
     "mm_rope": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), leaves=(0,), cuda=True),
     "mm_rope, in place": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), {"inplace": True}, cuda=True),
-    "qk_norm_mm_rope": Sample("qk_norm_mm_rope", _norm, leaves=(0, 1, 2, 3, 4, 5)),
+    "qk_norm_mm_rope": Sample("qk_norm_mm_rope", _norm, leaves=(0, 1, 2, 3, 4, 5), cuda=True),
     "paged_write": Sample("paged_write", _pages, cuda=True),
     "tube_mask": Sample("tube_mask", _tube, traceable=False, cuda=True),
     "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1), cuda=True),
-    "qk_norm_mm_rope_paged_write": Sample("qk_norm_mm_rope_paged_write", _norm_pages),
+    "qk_norm_mm_rope_paged_write": Sample("qk_norm_mm_rope_paged_write", _norm_pages, cuda=True),
     "unmask_step": Sample("unmask_step", _unmask, {"num_masked": 1, "sampling_temperature": 0.0}, cuda=True),
     "sample_codes": Sample(
         "sample_codes",

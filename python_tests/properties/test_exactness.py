@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,7 @@ from torch import Tensor
 import lumos_engine._C as extension
 from lumos_engine import SequenceLayout, ops
 from lumos_engine.testing import check_backend, poison, strategies, tolerances
+from lumos_engine.testing.backends import running
 from lumos_engine.testing.oracles import ORACLES
 from lumos_engine.testing.properties import num_threads
 from lumos_engine.testing.strategies_cache import PAGE_SIZES, cacheable_layouts, in_pages, steps
@@ -57,24 +60,48 @@ def test_cached_equals_recomputed(case: Inputs, data: st.DataObject, page_size: 
         extension.set_cpu_isa(before)
 
 
-@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+EXCEPT = ("tube_mask", "paged_write")  # integers, or written in place: covered by their own tests
+every_result = pytest.mark.parametrize(
+    "sample",
+    [pytest.param(s, id=n) for n, s in SAMPLES.items() if s.function not in EXCEPT and "inplace" not in s.options],
+)
+
+
+def results_and_gradients(sample: Sample, place: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:
+    arguments = [place(x) if isinstance(x, Tensor) else x for x in sample.arguments(70)]
+    leaves = [arguments[leaf].requires_grad_() for leaf in sample.leaves]
+    with poison.poisoned_outputs():
+        result = sample.call(tuple(arguments))
+        results = [result] if isinstance(result, Tensor) else list(result)
+        if leaves:
+            differentiable = [x for x in results if x.requires_grad]
+            results += torch.autograd.grad([x.sum() for x in differentiable], leaves)
+    return [x.detach() for x in results]
+
+
+def assert_all_equal(runs: list[list[Tensor]]) -> None:
+    for other in runs[1:]:
+        for a, b in zip(other, runs[0], strict=True):
+            tolerances.assert_bitwise_equal(a, b)
+
+
+@every_result
 def test_thirty_runs_give_the_same_bits(sample: Sample, isa: str) -> None:
-    if sample.function in ("tube_mask", "paged_write") or sample.options.get("inplace"):
-        pytest.skip("integers, or written in place: covered by its own tests")
     found = []
     for number in range(30):
-        arguments = list(sample.arguments(70))
-        leaves = [arguments[place].requires_grad_() for place in sample.leaves]
-        with num_threads(1 + number % 4), poison.poisoned_outputs():
-            result = sample.call(tuple(arguments))
-            results = [result] if isinstance(result, Tensor) else list(result)
-            if leaves:
-                differentiable = [x for x in results if x.requires_grad]
-                results += torch.autograd.grad([x.sum() for x in differentiable], leaves)
-        found.append([x.detach() for x in results])
-    for other in found[1:]:
-        for a, b in zip(other, found[0], strict=True):
-            tolerances.assert_bitwise_equal(a, b)
+        with num_threads(1 + number % 4):
+            found.append(results_and_gradients(sample))
+    assert_all_equal(found)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@every_result
+def test_every_order_of_blocks_and_warps_gives_the_same_bits(sample: Sample, backend: str) -> None:
+    found = []
+    for schedule in (None, 1, 2):
+        with running(backend, schedule) as place:
+            found.append(results_and_gradients(sample, place))
+    assert_all_equal(found)
 
 
 def test_threads_change_no_bit_of_many_tokens(isa: str) -> None:

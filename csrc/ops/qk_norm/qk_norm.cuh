@@ -38,8 +38,6 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 4 : 3)
   // On their way while the angles are computed.
   const T* x = static_cast<const T*>(heads.x) + block.token * heads.x_stride_token +
                block.first_head * heads.x_stride_head + channel;
-  const T* v =
-      static_cast<const T*>(p.v) + block.token * p.v_stride_token + block.first_head * p.v_stride_head + channel;
   uint4 first{}, second{};
   if (works && block.own_heads > 0) {
     first = load_vector(x);
@@ -57,17 +55,35 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 4 : 3)
   if (works) table.fill(place, channel, false, p.parity);
   __syncthreads();
 
-  float cosine[kSize], sine[kSize];
   int64_t target = block.token;
   bool writes = works;
-  if (works) {
-    table.read(place, cosine, sine);
-    if (moves_v) {
-      target = slots[place.token];
-      writes = 0 <= target && target < p.num_slots;
+  if (moves_v && works) {
+    target = slots[place.token];
+    writes = 0 <= target && target < p.num_slots;
+  }
+  const int64_t out_at = (target * heads.num_heads + block.first_head) * p.head_dim + channel;
+  if (moves_v && writes && block.own_heads > 0) {  // on its own: beside k it would not fit into the registers
+    const T* v =
+        static_cast<const T*>(p.v) + block.token * p.v_stride_token + block.first_head * p.v_stride_head + channel;
+    T* page = static_cast<T*>(p.v_pages) + out_at;
+    uint4 v_first = load_vector(v), v_second = load_vector(v + half);
+#pragma unroll 1
+    for (int i = 0; i < block.own_heads; ++i) {
+      const uint4 left = v_first, right = v_second;
+      if (i + 1 < block.own_heads) {
+        v += place.num_heads * p.v_stride_head;
+        v_first = load_vector(v);
+        v_second = load_vector(v + half);
+      }
+      store_vector(page, left);
+      store_vector(page + half, right);
+      page += place.num_heads * p.head_dim;
     }
   }
-  int64_t out_at = (target * heads.num_heads + block.first_head) * p.head_dim + channel;
+
+  float cosine[kSize], sine[kSize];
+  if (works) table.read(place, cosine, sine);
+  T* out = static_cast<T*>(heads.out) + out_at;
   const float inverse_size = 1.0f / static_cast<float>(p.head_dim);
 
 #pragma unroll 1
@@ -80,27 +96,14 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 4 : 3)
       first = load_vector(x);
       second = load_vector(x + half);
     }
-    const bool stores = writes && i < block.own_heads;
-    uint4 v_first, v_second;
-    if (moves_v && stores) {
-      v_first = load_vector(v);
-      v_second = load_vector(v + half);
-      v += place.num_heads * p.v_stride_head;
-    }
     const float scale = centre(a, b, has_channels, place.num_vectors, inverse_size, p.eps);
-    if (!stores) continue;
-    if (moves_v) {  // now, before the rotation needs the registers
-      T* page = static_cast<T*>(p.v_pages) + out_at;
-      store_vector(page, v_first);
-      store_vector(page + half, v_second);
-    }
+    if (!writes || i >= block.own_heads) continue;
     scale_and_shift(a, scale, affine[0], affine[2], place.vector);
     scale_and_shift(b, scale, affine[1], affine[3], place.vector);
     rotate(a, b, cosine, sine);
-    T* out = static_cast<T*>(heads.out) + out_at;
     store_vector(out, from_floats<T>(a));
     store_vector(out + half, from_floats<T>(b));
-    out_at += place.num_heads * p.head_dim;
+    out += place.num_heads * p.head_dim;
   }
 }
 
