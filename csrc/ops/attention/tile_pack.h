@@ -65,8 +65,8 @@ void pack_keys(const lumos_attention_params& p, const lumos_tokens& tokens, cons
 static inline void transpose(const float* rows, int num_tokens, int head_dim, float* columns) {
   typedef float quad __attribute__((vector_size(16)));
   const int end = (num_tokens + kLanes - 1) / kLanes * kLanes;
-  for (int t = 0; t < end; t += 4) {
-    for (int d = 0; d < head_dim; d += 4) {
+  for (int d = 0; d < head_dim; d += 4) {
+    for (int t = 0; t < end; t += 4) {
       quad x[4];
       for (int i = 0; i < 4; ++i) std::memcpy(&x[i], rows + (t + i) * head_dim + d, sizeof(quad));
       const quad low_a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),
