@@ -58,9 +58,9 @@ class VectorBlock {
   void pack_queries(const Tile& queries, int64_t head) {
     queries_ = queries;
     ::lumos::LUMOS_ISA::pack_queries<T>(p_.q, queries, head, head_dim_, q_);
-    transpose(q_, queries.num_tokens, head_dim_, q_columns_);
+    transpose([&](int t) { return q_ + t * head_dim_; }, queries.num_tokens, head_dim_, q_columns_);
     ::lumos::LUMOS_ISA::pack_queries<T>(b_.grad_out, queries, head, head_dim_, grad_out_);
-    transpose(grad_out_, queries.num_tokens, head_dim_, grad_out_columns_);
+    transpose([&](int t) { return grad_out_ + t * head_dim_; }, queries.num_tokens, head_dim_, grad_out_columns_);
     terms_.read(p_, delta_, queries, head);
   }
 

@@ -65,8 +65,7 @@ class ForwardBlock {
     acc_ = q_ + states * tile_floats;
     k_ = acc_ + states * tile_floats;
     v_ = k_ + tile_floats;
-    rows_ = v_ + tile_floats;
-    scores_ = rows_ + tile_floats;
+    scores_ = v_ + tile_floats;
     reference_ = scores_ + kTileTokens * kTileTokens;
     sum_ = reference_ + states * kTileTokens;
     for (int64_t state = 0; state < states; ++state) {
@@ -84,8 +83,8 @@ class ForwardBlock {
     for (int64_t i = 0; i < num_tiles_; ++i) cursors[i] = RunCursor(p_.rows, begin_ + i);
     for (int64_t j = 0; (j = next_tile(cursors, num_tiles_, j)) >= 0; ++j) {
       const Tile keys = tile_at(p_.key_tiles, j);
-      pack_keys<T>(p_, p_.k, keys, kv_head_, head_dim_, rows_);
-      transpose(rows_, keys.num_tokens, head_dim_, k_);
+      transpose([&](int t) { return key_row<T>(p_, p_.k, keys.sequence, keys.slot_begin + t, kv_head_); },
+                keys.num_tokens, head_dim_, k_);
       pack_keys<T>(p_, p_.v, keys, kv_head_, head_dim_, v_);
       for (int64_t i = 0; i < num_tiles_; ++i) {
         if (!cursors[i].meets(j)) continue;
@@ -156,12 +155,12 @@ class ForwardBlock {
   const lumos_attention_params& p_;
   const int64_t kv_head_, begin_, num_tiles_, group_;
   const int head_dim_;
-  const float factor_;     // scale log2(e)
-  float *q_, *acc_;        // [tiles, group, 64, head_dim]
-  float *k_, *v_, *rows_;  // K transposed [head_dim, 64]; V, and K before transposition, [64, head_dim]
-  float* scores_;          // [64, 64], then weights
-  float* reference_;       // [tiles, group, 64]
-  float* sum_;             // [tiles, group, 64, kLanes]: of each lane
+  const float factor_;  // scale log2(e)
+  float *q_, *acc_;     // [tiles, group, 64, head_dim]
+  float *k_, *v_;       // K transposed [head_dim, 64], V [64, head_dim]
+  float* scores_;       // [64, 64], then weights
+  float* reference_;    // [tiles, group, 64]
+  float* sum_;          // [tiles, group, 64, kLanes]: of each lane
 };
 
 }  // namespace
