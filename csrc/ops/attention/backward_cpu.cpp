@@ -148,6 +148,7 @@ void delta_tokens(const lumos_attention_backward_params& b, int64_t tile, float*
   const auto& p = b.forward;
   const Tile queries = tile_at(p.query_tiles, tile);
   const int64_t end = queries.slot_begin + queries.num_tokens;
+  const int head_dim = static_cast<int>(p.head_dim);
   for (int64_t head = 0; head < p.num_heads; ++head) {
     for (int64_t token = queries.slot_begin; token < end; token += kChains) {
       const T *grad[kChains], *out[kChains];
@@ -157,9 +158,9 @@ void delta_tokens(const lumos_attention_backward_params& b, int64_t tile, float*
         grad[i] = query_row<T>(b.grad_out, t, head);
         out[i] = static_cast<const T*>(p.out) + (t * p.num_heads + head) * p.head_dim;
       }
-      for (int64_t first = 0; first < p.head_dim; first += kChain) {
+      for (int first = 0; first < head_dim; first += kChain) {
         float part[kChains] = {};
-        for (int64_t d = first; d < first + kChain; ++d) {
+        for (int d = first; d < chain_end(first, head_dim); ++d) {
           for (int i = 0; i < kChains; ++i) part[i] = fma(to_float(grad[i][d]), to_float(out[i][d]), part[i]);
         }
         for (int i = 0; i < kChains; ++i) sum[i] += part[i];

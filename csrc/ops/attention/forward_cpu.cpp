@@ -3,6 +3,7 @@
 // Scores are times scale * log2(e): base-2 logarithms. A row's reference is the greatest score of the first tile in
 // which it sees a key. It rises, and the row's sums are rescaled, only where the weights of a tile sum to more than
 // kLimit in a lane: a decision of the row alone.
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/simd_math.h"
@@ -91,6 +92,7 @@ class ForwardBlock {
         TileMask mask;
         mask_by_query(p_, tile_at(p_.query_tiles, begin_ + i), keys, cursors[i].full(), mask);
         const bool skip = !mask.whole && !cursors[i].full() && !all_finite(v_, head_dim_);
+        if (j + 1 < p_.key_tiles.num_tiles) prefetch(tile_at(p_.key_tiles, j + 1), i);
         for (int64_t h = 0; h < group_; ++h) visit(i * group_ + h, keys, mask, skip);
       }
     }
@@ -120,6 +122,17 @@ class ForwardBlock {
           weights, num_rows, v_, head_dim_, keys.num_tokens, [&](int r, int t) { return mask.rows[r] >> t & 1; }, acc);
     } else {
       accumulate_rows(weights, num_rows, v_, head_dim_, keys.num_tokens, acc);
+    }
+  }
+
+  // A share of the next key tile, so that it comes from memory behind the products.
+  void prefetch(const Tile& keys, int64_t i) const {
+    const int64_t end = std::min<int64_t>((i + 1) * kTileTokens / num_tiles_, keys.num_tokens);
+    for (int64_t t = i * kTileTokens / num_tiles_; t < end; ++t) {
+      for (const lumos_tokens* tokens : {&p_.k, &p_.v}) {
+        const T* row = key_row<T>(p_, *tokens, keys.sequence, keys.slot_begin + t, kv_head_);
+        for (int d = 0; d < head_dim_; d += 64 / sizeof(T)) __builtin_prefetch(row + d, 0, 2);
+      }
     }
   }
 

@@ -1,9 +1,9 @@
 // The two matrix products of attention on tiles in fast memory.
 //
 // The right operand is read through the first cache once a product: loops over its strips are outside those over blocks
-// of kRows rows. The order of each sum is fixed: in tile_scores a chain of fma over each 32 of head_dim, then a chain
-// over those; in accumulate_rows a chain over the tile's tokens, in continuation of acc. So its bits depend neither on
-// the row's place, nor on the block, nor on the number of tokens of the tile.
+// of kRows rows. The order of each sum is fixed: in tile_scores a chain of fma over each kChain of head_dim, then a
+// chain over those; in accumulate_rows a chain over the tile's tokens, in continuation of acc. So its bits depend
+// neither on the row's place, nor on the block, nor on the number of tokens of the tile.
 #pragma once
 
 #include "cpu/simd.h"
@@ -13,15 +13,18 @@ namespace lumos::LUMOS_ISA {
 
 constexpr int kTileTokens = LUMOS_TILE_TOKENS;
 constexpr int kRows = 6;  // rows of a block: kRows * kColumns sums, kColumns operands and a broadcast fit the registers
-constexpr int kChain = 32;  // head_dim is a multiple of it; shorter chains round less
 constexpr int kColumns = kLanes == 16 ? 4 : 2;
+constexpr int kChain = kLanes == 16 ? 64 : 32;  // shorter chains round less, longer ones are faster
 
-// One step of tile_scores: the dimensions first .. first + kChain - 1 of R rows and C vectors of columns.
+LUMOS_INLINE int chain_end(int first, int head_dim) { return first + kChain < head_dim ? first + kChain : head_dim; }
+
+// One step of tile_scores: the chain that begins at dimension `first`, for R rows and C vectors of columns.
 template <int R, int C>
 LUMOS_INLINE void score_block(const float* a, const float* b, int head_dim, int first, float* scores) {
   vec sum[R][C] = {};
+  const int end = chain_end(first, head_dim);
 #pragma GCC unroll 2
-  for (int d = first; d < first + kChain; ++d) {
+  for (int d = first; d < end; ++d) {
     vec right[C];
     for (int j = 0; j < C; ++j) right[j] = load(b + d * kTileTokens + j * kLanes);
     for (int r = 0; r < R; ++r) {
