@@ -12,7 +12,7 @@
 namespace lumos {
 namespace {
 
-constexpr int64_t kMaxBlockTiles = 8;  // as in tile_mask.h
+constexpr int64_t kMaxBlockTiles = 16;  // as in tile_mask.h
 
 float* scratch_floats(int64_t count) { return static_cast<float*>(thread_scratch(count * sizeof(float))); }
 
@@ -37,7 +37,8 @@ void run_attention_forward(const lumos_attention_params& p) {
   auto* tiles = LUMOS_SELECT_AMX_KERNEL(attention_forward_tiles);
   if (tiles && p.dtype == LUMOS_BFLOAT16) return run_forward_tiles(p, tiles);
   auto* kernel = LUMOS_SELECT_KERNEL(attention_forward);
-  const TileBlocks blocks(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kMaxBlockTiles / group, 1),
+  const int64_t block_rows = p.head_dim <= 128 ? kMaxBlockTiles : kMaxBlockTiles / 2;  // in a cache of 2 MB
+  const TileBlocks blocks(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(block_rows / group, 1),
                           p.num_threads);
   parallel_for(blocks.num_items(), p.num_threads, [&](int64_t item) {
     kernel(p, blocks.head(item), blocks.begin(item), blocks.end(item),

@@ -10,9 +10,10 @@ constexpr int64_t kTile = LUMOS_TILE_TOKENS;
 
 // Floats of scratch that one call needs, for `tiles` tiles of `group` query heads.
 
-// Rows of one key head: q and the accumulator; running maximum and sum.
+// Rows of one key head: q and the accumulator; reference and sums, each lane by itself, of which no level has more than
+// 16. K, V and scores of a tile.
 inline int64_t forward_scratch_floats(int64_t tiles, int64_t group, int64_t head_dim) {
-  return tiles * group * kTile * (2 * head_dim + 2) + 3 * kTile * head_dim;
+  return tiles * group * kTile * (2 * head_dim + 17) + kTile * (2 * head_dim + kTile);
 }
 
 constexpr int64_t kAmxMaxBlockTiles = 16, kAmxChunkTiles = 8;

@@ -16,7 +16,9 @@ struct TileBlocks {
     // Small enough that every thread gets a few blocks, large enough to reuse what is packed.
     constexpr int64_t kItemsPerThread = 4;
     const int64_t wanted = tiles * heads / (kItemsPerThread * std::max(num_threads, 1));
-    block_tiles = std::clamp<int64_t>(wanted, 1, max_block_tiles);
+    const int64_t most = std::clamp<int64_t>(wanted, 1, max_block_tiles);
+    num_blocks = (tiles + most - 1) / most;
+    block_tiles = std::max<int64_t>((tiles + num_blocks - 1) / std::max<int64_t>(num_blocks, 1), 1);
     num_blocks = (tiles + block_tiles - 1) / block_tiles;
   }
 

@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "cpu/simd_math.h"
-#include "ops/attention/backward_product.h"
 #include "ops/attention/backward_walk.h"
 
 namespace lumos::LUMOS_ISA {
@@ -54,25 +53,22 @@ class VectorBlock {
     ::lumos::LUMOS_ISA::pack_keys<T>(p_, p_.v, keys, kv_head_, head_dim_, tile(v_, i));
     zero_rows(tile(grad_k_, i), 0, head_dim_);
     zero_rows(tile(grad_v_, i), 0, head_dim_);
-    k_finite_[i] = all_finite(tile(k_, i), head_dim_);
   }
 
   void pack_queries(const Tile& queries, int64_t head) {
     queries_ = queries;
     ::lumos::LUMOS_ISA::pack_queries<T>(p_.q, queries, head, head_dim_, q_);
-    transpose(q_, queries.num_tokens, head_dim_, q_columns_);
+    transpose([&](int t) { return q_ + t * head_dim_; }, queries.num_tokens, head_dim_, q_columns_);
     ::lumos::LUMOS_ISA::pack_queries<T>(b_.grad_out, queries, head, head_dim_, grad_out_);
-    transpose(grad_out_, queries.num_tokens, head_dim_, grad_out_columns_);
+    transpose([&](int t) { return grad_out_ + t * head_dim_; }, queries.num_tokens, head_dim_, grad_out_columns_);
     terms_.read(p_, delta_, queries, head);
-    q_finite_ = all_finite(q_, head_dim_);
-    grad_out_finite_ = all_finite(grad_out_, head_dim_);
   }
 
   void add_grad_kv(const TilePair& pair) {
     const int rows = keys_[pair.key].num_tokens, columns = queries_.num_tokens;
     float* slopes = slopes_ + pair.key * kTileTokens * kTileTokens;
-    scores(rows, tile(k_, pair.key), q_columns_, weights_);
-    scores(rows, tile(v_, pair.key), grad_out_columns_, slopes);
+    tile_scores(rows, tile(k_, pair.key), q_columns_, head_dim_, columns, weights_);
+    tile_scores(rows, tile(v_, pair.key), grad_out_columns_, head_dim_, columns, slopes);
     for (int r = 0; r < rows; ++r) {
       const uint64_t seen = pair.mask.whole ? 0 : pair.mask.rows[r];
       for (int t = 0; t < columns; t += kLanes) {
@@ -80,8 +76,8 @@ class VectorBlock {
                       load(terms_.inverse + t), load(terms_.delta + t), seen >> t, pair.mask.whole);
       }
     }
-    accumulate(pair, {weights_, kTileTokens, 1}, grad_out_, grad_out_finite_, tile(grad_v_, pair.key));
-    accumulate(pair, {slopes, kTileTokens, 1}, q_, q_finite_, tile(grad_k_, pair.key));
+    accumulate(pair, {weights_, kTileTokens, 1}, grad_out_, tile(grad_v_, pair.key));
+    accumulate(pair, {slopes, kTileTokens, 1}, q_, tile(grad_k_, pair.key));
   }
 
   // sums [64, head_dim]
@@ -90,7 +86,7 @@ class VectorBlock {
       const int64_t i = pairs[n].key;
       const TileMask& mask = pairs[n].mask;
       const Weights slopes{slopes_ + i * kTileTokens * kTileTokens, 1, kTileTokens};
-      if (mask.whole || k_finite_[i]) {
+      if (mask.whole || all_finite(tile(k_, i), head_dim_)) {
         accumulate_rows(slopes, queries_.num_tokens, tile(k_, i), head_dim_, keys_[i].num_tokens, sums);
       } else {
         accumulate_seen_rows(
@@ -111,17 +107,9 @@ class VectorBlock {
  private:
   float* tile(float* side, int64_t i) const { return side + i * kTileTokens * head_dim_; }
 
-  // [rows, 64]; columns behind those of the queries, rounded up to whole vectors, are left alone.
-  void scores(int rows, const float* left, const float* columns, float* out) const {
-    for (int r = 0; r < rows; r += kRows) {
-      tile_scores(rows - r < kRows ? rows - r : kRows, left + r * head_dim_, columns, head_dim_, queries_.num_tokens,
-                  out + r * kTileTokens);
-    }
-  }
-
-  void accumulate(const TilePair& pair, const Weights& weights, const float* values, bool finite, float* acc) const {
+  void accumulate(const TilePair& pair, const Weights& weights, const float* values, float* acc) const {
     const int rows = keys_[pair.key].num_tokens, columns = queries_.num_tokens;
-    if (pair.mask.whole || finite) {
+    if (pair.mask.whole || all_finite(values, head_dim_)) {
       accumulate_rows(weights, rows, values, head_dim_, columns, acc);
     } else {
       accumulate_seen_rows(
@@ -142,7 +130,6 @@ class VectorBlock {
   float* weights_;                        // p' [64, 64]
   QueryTerms terms_;
   Tile keys_[kMaxBlockTiles], queries_;
-  bool k_finite_[kMaxBlockTiles], q_finite_, grad_out_finite_;
 };
 
 template <class T>
@@ -161,6 +148,7 @@ void delta_tokens(const lumos_attention_backward_params& b, int64_t tile, float*
   const auto& p = b.forward;
   const Tile queries = tile_at(p.query_tiles, tile);
   const int64_t end = queries.slot_begin + queries.num_tokens;
+  const int head_dim = static_cast<int>(p.head_dim);
   for (int64_t head = 0; head < p.num_heads; ++head) {
     for (int64_t token = queries.slot_begin; token < end; token += kChains) {
       const T *grad[kChains], *out[kChains];
@@ -170,9 +158,9 @@ void delta_tokens(const lumos_attention_backward_params& b, int64_t tile, float*
         grad[i] = query_row<T>(b.grad_out, t, head);
         out[i] = static_cast<const T*>(p.out) + (t * p.num_heads + head) * p.head_dim;
       }
-      for (int64_t first = 0; first < p.head_dim; first += kChain) {
+      for (int first = 0; first < head_dim; first += kChain) {
         float part[kChains] = {};
-        for (int64_t d = first; d < first + kChain; ++d) {
+        for (int d = first; d < chain_end(first, head_dim); ++d) {
           for (int i = 0; i < kChains; ++i) part[i] = fma(to_float(grad[i][d]), to_float(out[i][d]), part[i]);
         }
         for (int i = 0; i < kChains; ++i) sum[i] += part[i];

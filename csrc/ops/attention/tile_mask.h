@@ -87,6 +87,6 @@ static inline int64_t next_tile(RunCursor* cursors, int64_t count, int64_t other
   return best;
 }
 
-constexpr int kMaxBlockTiles = 8;
+constexpr int kMaxBlockTiles = 16;
 
 }  // namespace lumos::LUMOS_ISA

@@ -1,6 +1,8 @@
 // Tiles between the caller's memory (any dtype, strides, pages) and fast memory (float, zeros up to 64 tokens).
 #pragma once
 
+#include <utility>
+
 #include "cpu/simd.h"
 #include "lumos/attention.h"
 #include "ops/attention/tile_product.h"
@@ -60,23 +62,72 @@ void pack_keys(const lumos_attention_params& p, const lumos_tokens& tokens, cons
   zero_rows(rows, tile.num_tokens, head_dim);
 }
 
-// columns[d, t] = rows[t, d] for the first num_tokens t, rounded up to whole vectors;  rows [64, head_dim], columns
-// [head_dim, 64]. Blocks of 4 x 4, by shuffles.
-static inline void transpose(const float* rows, int num_tokens, int head_dim, float* columns) {
-  typedef float quad __attribute__((vector_size(16)));
-  const int end = (num_tokens + kLanes - 1) / kLanes * kLanes;
-  for (int t = 0; t < end; t += 4) {
+typedef float quad __attribute__((vector_size(16)));
+
+LUMOS_INLINE quad load_quad(const float* p) {
+  quad x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
+LUMOS_INLINE quad load_quad(const bfloat16* p) {
+  typedef uint16_t half_quad __attribute__((vector_size(8)));
+  typedef uint32_t bits_quad __attribute__((vector_size(16)));
+  half_quad x;
+  std::memcpy(&x, p, sizeof x);
+  return (quad)(__builtin_convertvector(x, bits_quad) << 16);
+}
+
+// Dimensions d .. d + 3 of rows i, i + 4, i + 8, ...
+template <class T>
+LUMOS_INLINE vec load_quads(const T* const rows[kLanes], int i, int d) {
+#if defined(__AVX2__)
+  const auto pair = [&](int first) {
+    return __builtin_shufflevector(load_quad(rows[first] + d), load_quad(rows[first + 4] + d), 0, 1, 2, 3, 4, 5, 6, 7);
+  };
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(pair(i), pair(i + 8), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  return pair(i);
+#endif
+#else
+  return load_quad(rows[i] + d);
+#endif
+}
+
+// Lanes 4 n + j of the results are dimension 0, 1, 2, 3 of x[j], lanes 4 n ..
+template <int... Lane>
+LUMOS_INLINE void transpose_quads(vec x[4], std::integer_sequence<int, Lane...>) {
+  const auto low = [](vec a, vec b) {
+    return __builtin_shufflevector(a, b, (Lane / 4 * 4 + Lane % 4 / 2 + Lane % 2 * kLanes)...);
+  };
+  const auto high = [](vec a, vec b) {
+    return __builtin_shufflevector(a, b, (Lane / 4 * 4 + 2 + Lane % 4 / 2 + Lane % 2 * kLanes)...);
+  };
+  const auto first = [](vec a, vec b) {
+    return __builtin_shufflevector(a, b, (Lane / 4 * 4 + Lane % 2 + Lane % 4 / 2 * kLanes)...);
+  };
+  const auto second = [](vec a, vec b) {
+    return __builtin_shufflevector(a, b, (Lane / 4 * 4 + 2 + Lane % 2 + Lane % 4 / 2 * kLanes)...);
+  };
+  const vec low_a = low(x[0], x[1]), high_a = high(x[0], x[1]), low_b = low(x[2], x[3]), high_b = high(x[2], x[3]);
+  x[0] = first(low_a, low_b);
+  x[1] = second(low_a, low_b);
+  x[2] = first(high_a, high_b);
+  x[3] = second(high_a, high_b);
+}
+
+// columns[d, t] = row(t)[d] for t below num_tokens, those of the last row up to whole vectors;  columns [head_dim, 64].
+template <class Row>
+LUMOS_INLINE void transpose(Row&& row, int num_tokens, int head_dim, float* columns) {
+  for (int t = 0; t < num_tokens; t += kLanes) {
+    decltype(row(0)) rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = row(t + i < num_tokens ? t + i : num_tokens - 1);
     for (int d = 0; d < head_dim; d += 4) {
-      quad x[4];
-      for (int i = 0; i < 4; ++i) std::memcpy(&x[i], rows + (t + i) * head_dim + d, sizeof(quad));
-      const quad low_a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),
-                 high_a = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
-      const quad low_b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5),
-                 high_b = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
-      const quad y[4] = {
-          __builtin_shufflevector(low_a, low_b, 0, 1, 4, 5), __builtin_shufflevector(low_a, low_b, 2, 3, 6, 7),
-          __builtin_shufflevector(high_a, high_b, 0, 1, 4, 5), __builtin_shufflevector(high_a, high_b, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) std::memcpy(columns + (d + i) * kTileTokens + t, &y[i], sizeof(quad));
+      vec x[4];
+      for (int i = 0; i < 4; ++i) x[i] = load_quads(rows, i, d);
+      transpose_quads(x, std::make_integer_sequence<int, kLanes>());
+      for (int i = 0; i < 4; ++i) store(columns + (d + i) * kTileTokens + t, x[i]);
     }
   }
 }
