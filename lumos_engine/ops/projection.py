@@ -115,9 +115,7 @@ def _product_fake(x: Tensor, *others: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], others[-1].shape[0])
 
 
-def _linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
-) -> tuple[Tensor, Tensor]:
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
     with _no_autocast():
         return (
             grad @ weight if need_x else x.new_empty(0),

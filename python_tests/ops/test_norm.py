@@ -16,7 +16,11 @@ NAMES = ("out", "dx", "dweight")
 
 
 def with_gradients(
-    x: Tensor, weight: Tensor, how: str | int | None = None, dtype: torch.dtype | None = None, grad: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    how: str | int | None = None,
+    dtype: torch.dtype | None = None,
+    grad: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """NAMES, of x and weight in ``dtype``. ``how``: a backend, None for the one in use, or the order of eager torch."""
     leaves = [t.detach().to(dtype or t.dtype).requires_grad_() for t in (x, weight)]

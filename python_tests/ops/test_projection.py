@@ -98,7 +98,12 @@ def test_the_gradient_of_the_weight_is_exact_in_both_forms(sizes: tuple[int, int
 
 @given(rows=st.integers(0, 300), columns=st.integers(0, 300), padding=st.integers(0, 40))
 def test_transposed_moves_every_element(rows: int, columns: int, padding: int) -> None:
-    x = torch.arange(rows * (columns + padding)).to(torch.int16).view(torch.bfloat16).view(rows, columns + padding)[:, :columns]
+    x = (
+        torch.arange(rows * (columns + padding))
+        .to(torch.int16)
+        .view(torch.bfloat16)
+        .view(rows, columns + padding)[:, :columns]
+    )
     with poison.poisoned_outputs():
         tolerances.assert_bitwise_equal(transposed(x), x.T)
 
