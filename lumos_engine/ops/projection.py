@@ -9,12 +9,15 @@ from torch import Tensor
 
 from . import _registry as registry
 
+_WORTH_TRANSPOSING = 2**20
+"""Weights of fewer elements have their gradient from torch's product as it is: docs/kernels/linear.md."""
+
 
 def linear(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
     """``x @ weight.T``, as ``torch.nn.functional.linear``. Differentiable once in both.
 
     The products are torch's. What differs is the gradient of ``weight`` in bfloat16 on CPUs: torch's product is half as
-    fast there when its first matrix is transposed, so the smaller matrices are transposed beforehand.
+    fast there when its first matrix is transposed and the weight large, so the smaller matrices are transposed before.
 
     Args:
         x: ``[tokens, in_features]``. weight: ``[out_features, in_features]``. Both float32 or bfloat16 (elsewhere than
@@ -86,9 +89,9 @@ def _wants_gradient(x: Tensor, weight: Tensor, backend: str | None) -> bool:
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """``grad.T @ x`` [out_features, in_features] of grad [tokens, out_features] and x [tokens, in_features]."""
-    if grad.dtype != torch.bfloat16 or grad.device.type != "cpu":
-        return grad.T @ x
     (tokens, outs), ins = grad.shape, x.shape[1]
+    if grad.dtype != torch.bfloat16 or outs * ins < _WORTH_TRANSPOSING:
+        return grad.T @ x
     if tokens * outs <= (tokens + outs) * ins:
         return transposed(grad) @ x
     return transposed(transposed(x) @ grad)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from lumos_engine import ops
 from lumos_engine.ops import _registry as registry
-from lumos_engine.ops.projection import transposed, weight_gradient
+from lumos_engine.ops import projection
+from lumos_engine.ops.projection import transposed
 from lumos_engine.testing import eager, poison, strategies, tolerances
 
 NAMES = ("out", "dgate", "dup", "dweight")
@@ -87,11 +90,11 @@ def test_linear_is_torchs(dtype: torch.dtype) -> None:
 
 
 @given(sizes=st.tuples(*[st.integers(1, 90)] * 3), seed=strategies.seeds())
-def test_the_gradient_of_the_weight_is_exact_in_both_forms(sizes: tuple[int, int, int], seed: int) -> None:
+def test_the_gradient_of_a_large_weight_is_exact_in_both_forms(sizes: tuple[int, int, int], seed: int) -> None:
     tokens, outs, ins = sizes
     grad, x = (strategies.randn((tokens, n), torch.bfloat16, seed + i) for i, n in enumerate((outs, ins)))
-    with poison.poisoned_outputs():
-        actual = weight_gradient(grad, x)
+    with poison.poisoned_outputs(), mock.patch.object(projection, "_WORTH_TRANSPOSING", 0):
+        actual = projection.weight_gradient(grad, x)
     assert actual.is_contiguous()
     tolerances.assert_within_bound(actual, grad.double().T @ x.double(), grad.T @ x)
 
