@@ -10,12 +10,14 @@ from torch.profiler import ProfilerActivity, profile
 __all__ = ["parts"]
 
 _PARTS: Sequence[tuple[str, Sequence[str]]] = (  # the first whose word is in the operation's name takes its time
+    ("compiled kernels", ("cpp_fused",)),  # named after all that they hold, so before the others
     ("attention", ("block_attention", "paged_attention", "scaled_dot_product", "flash_attention")),
     ("loss", ("cross_entropy", "log_softmax", "nll_loss")),
     ("sampling", ("sample_codes", "remask", "multinomial", "sort")),
     ("norm and rotation of q and k", ("qk_norm", "mm_rope", "layer_norm")),
     ("optimizer", ("adamw", "Optimizer")),
-    ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn")),
+    ("SwiGLU", ("swiglu",)),
+    ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "linear", "mkldnn")),
     ("compiled", ("graph_", "Torch-Compiled", "CompiledFunction")),
     ("RMSNorm", ("rms_norm",)),
     ("copies, casts, fills", ("copy_", "aten::cat", "zero_", "fill_", "clone", "index", "embedding")),

@@ -127,6 +127,15 @@ def select_backend(op: str, tensor: Tensor, backend: str | None, kernel: str | N
     return name
 
 
+def leaves_to_torch(tensor: Tensor, backend: str | None) -> bool:
+    """Whether an operation with a kernel for CPUs alone leaves ``tensor`` to torch's own: on other devices, and in dtypes that
+    the kernel does not take, unless another backend is asked for."""
+    name = backend or _backend_in_use
+    if name is None:
+        return tensor.device.type != "cpu" or tensor.dtype not in FLOATS_OF["cpu"]
+    return name == "cuda"
+
+
 try:
     _C: Any = importlib.import_module("lumos_engine._C")
     _extension_error: str | None = None

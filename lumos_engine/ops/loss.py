@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _registry as registry
+from .projection import transposed
 
 _OP = "masked_linear_cross_entropy"
 _KERNEL = "linear_cross_entropy"
@@ -165,8 +166,8 @@ def _backward(
     grad, targets, chosen = grad.contiguous(), targets.contiguous(), hidden[rows]
     kept = registry.rows_contiguous(_KERNEL, "kept", kept)
     # On CPUs torch's bf16 product is twice as slow when its first matrix is transposed: there grad_weight is made transposed.
-    transposed = need_weight and chosen.dtype == torch.bfloat16 and not registry.uses_cuda(_KERNEL, hidden)
-    chosen_t = chosen.T.contiguous() if transposed else None
+    by_transposing = need_weight and chosen.dtype == torch.bfloat16 and not registry.uses_cuda(_KERNEL, hidden)
+    chosen_t = transposed(chosen) if by_transposing else None
     grad_weight = weight.new_empty(weight.shape if need_weight else 0)
     grad_chosen: Tensor | None = None
     memory = _logits_memory(hidden, n, block)
@@ -183,7 +184,7 @@ def _backward(
                 grad_chosen = product.float() if grad_chosen is None else grad_chosen.add_(product)
                 del product
             if chosen_t is not None:
-                grad_weight[begin : begin + block] = torch.mm(chosen_t, grad_logits).T
+                transposed(torch.mm(chosen_t, grad_logits), grad_weight[begin : begin + block])
             elif need_weight:
                 torch.mm(grad_logits.T, chosen, out=grad_weight[begin : begin + block])
     del memory, chosen, chosen_t

@@ -156,6 +156,25 @@ def qk_norm_mm_rope(
     return mm_rope(q, positions), mm_rope(k, positions)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, order: int = 0) -> Tensor:
+    """Every step in the dtype of ``x``."""
+    if order:
+        tokens, width = (_shuffled(size, order) for size in x.shape)
+        return rms_norm(x[tokens][:, width], weight[width], eps)[tokens.argsort()][:, width.argsort()]
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, *, order: int = 0) -> Tensor:
+    """One product."""
+    tokens, outs, width = (_shuffled(size, order) for size in (len(x), *weight.shape))
+    return (x[tokens][:, width] @ weight[outs][:, width].T)[tokens.argsort()][:, outs.argsort()]
+
+
+def swiglu_linear(gate: Tensor, up: Tensor, weight: Tensor, *, order: int = 0) -> Tensor:
+    """``silu`` and the products one by one."""
+    return linear(torch.nn.functional.silu(gate) * up, weight, order=order)
+
+
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, *, order: int = 0) -> Tensor:
     """Per-row losses from all logits at once."""
     if order:

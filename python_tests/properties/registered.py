@@ -91,6 +91,14 @@ def _loss(n: int) -> Arguments:
     return _randn(n, 8), _randn(5, 8, seed=1), torch.arange(n) % 5, torch.arange(n)
 
 
+def _linear(n: int) -> Arguments:
+    return _randn(n, 40), _randn(24, 40, seed=1)
+
+
+def _swiglu(n: int) -> Arguments:
+    return _randn(n, 40), _randn(n, 40, seed=1), _randn(24, 40, seed=2)
+
+
 def _tube(n: int) -> Arguments:
     layout = SequenceLayout.from_segments([[Text(2), Frame(2, n), Frame(2, n)]])
     return torch.arange(layout.num_tokens), layout, torch.tensor([0.3]), torch.rand(2 * n), -7
@@ -132,6 +140,9 @@ SAMPLES = {
     "mm_rope": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), leaves=(0,), cuda=True),
     "mm_rope, in place": Sample("mm_rope", lambda n: (_randn(n, 2, 32), _positions(n)), {"inplace": True}, cuda=True),
     "qk_norm_mm_rope": Sample("qk_norm_mm_rope", _norm, leaves=(0, 1, 2, 3, 4, 5), cuda=True),
+    "rms_norm": Sample("rms_norm", lambda n: (_randn(n, 40), _randn(40, seed=1)), leaves=(0, 1)),
+    "linear": Sample("linear", _linear, leaves=(0, 1)),
+    "swiglu_linear": Sample("swiglu_linear", _swiglu, leaves=(0, 1, 2)),
     "paged_write": Sample("paged_write", _pages, cuda=True),
     "tube_mask": Sample("tube_mask", _tube, traceable=False, cuda=True),
     "masked_linear_cross_entropy": Sample("masked_linear_cross_entropy", _loss, leaves=(0, 1), cuda=True),
