@@ -11,11 +11,10 @@ namespace lumos {
 struct TileBlocks {
   int64_t num_tiles, block_tiles, num_blocks, num_heads;
 
-  TileBlocks(int64_t tiles, int64_t heads, int64_t max_block_tiles, int num_threads)
+  // Blocks small enough that every thread gets `thread_items` of them, large enough to reuse what is packed.
+  TileBlocks(int64_t tiles, int64_t heads, int64_t max_block_tiles, int num_threads, int64_t thread_items = 4)
       : num_tiles(tiles), num_heads(heads) {
-    // Small enough that every thread gets a few blocks, large enough to reuse what is packed.
-    constexpr int64_t kItemsPerThread = 4;
-    const int64_t wanted = tiles * heads / (kItemsPerThread * std::max(num_threads, 1));
+    const int64_t wanted = tiles * heads / (thread_items * std::max(num_threads, 1));
     block_tiles = std::clamp<int64_t>(wanted, 1, max_block_tiles);
     num_blocks = (tiles + block_tiles - 1) / block_tiles;
   }
