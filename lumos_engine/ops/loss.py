@@ -147,12 +147,6 @@ def _forward_fake(
     return per_row, row_max, row_sum, hidden.new_empty_strided((n, columns), (_row_stride(hidden, columns), 1))
 
 
-def _copy_transposed(matrix: Tensor, out: Tensor) -> None:
-    """``out[:] = matrix.T`` in strips, on all threads: torch copies a whole transposed matrix on one."""
-    for begin in range(0, len(matrix), 32):
-        out[:, begin : begin + 32] = matrix[begin : begin + 32].T
-
-
 def _backward(
     grad: Tensor,
     hidden: Tensor,
@@ -189,7 +183,7 @@ def _backward(
                 grad_chosen = product.float() if grad_chosen is None else grad_chosen.add_(product)
                 del product
             if chosen_t is not None:
-                _copy_transposed(torch.mm(chosen_t, grad_logits), grad_weight[begin : begin + block])
+                grad_weight[begin : begin + block] = torch.mm(chosen_t, grad_logits).T
             elif need_weight:
                 torch.mm(grad_logits.T, chosen, out=grad_weight[begin : begin + block])
     del memory, chosen, chosen_t
