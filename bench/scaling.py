@@ -63,10 +63,10 @@ def measure(frame_tokens: int, most_frames: int, rounds: int) -> list[dict[str, 
 def write_plots(folder: Path, name: str, x: str, rows: list[dict[str, float]]) -> None:
     steps = [row[x] for row in rows]
     pace = rows[-1]["median_ms"] / rows[-1]["pairs"]
-    lines = {"measured": [row["median_ms"] for row in rows], "needed work": [pace * row["pairs"] for row in rows]}
+    lines = {"measured, ms": [row["median_ms"] for row in rows], "needed work": [pace * row["pairs"] for row in rows]}
     plots = {
         "time": line_plot(steps, lines, x_label=x, y_label="ms"),
-        "memory": line_plot(steps, {"peak": [row["peak_mb"] for row in rows]}, x_label=x, y_label="MB"),
+        "memory": line_plot(steps, {"peak, MB": [row["peak_mb"] for row in rows]}, x_label=x, y_label="MB"),
     }
     for what, plot in plots.items():
         alone = plot.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -30,12 +31,13 @@ def repeated(call: Callable[[], object], repeats: int, device: str) -> Callable[
 def interleaved(
     contestants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round. The order rotates from round to round; ``warmup`` rounds are not counted."""
+    """Seconds of each contestant in each round; ``warmup`` rounds are not counted. Every round has an order of its own: what
+    one leaves in the caches and in freed memory serves each of the others equally often."""
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(0)
     for round_ in range(-warmup, rounds):
-        turn = round_ % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in order.sample(names, len(names)):
             begin = time.perf_counter()
             contestants[name]()
             elapsed = time.perf_counter() - begin

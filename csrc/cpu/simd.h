@@ -72,13 +72,34 @@ LUMOS_INLINE vec load(const bfloat16* p) {
 
 LUMOS_INLINE void store(float* p, vec x) { std::memcpy(p, &x, sizeof x); }
 
-// Rounds to nearest even; NaN stays NaN.
-LUMOS_INLINE void store(bfloat16* p, vec x) {
+// To bf16, in the upper halves; the lower ones hold anything. Rounds to nearest even; NaN stays NaN.
+LUMOS_INLINE uvec rounded_bits(vec x) {
   const uvec bits = (uvec)x;
-  const uvec rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  const uvec kept = x != x ? (bits | 0x400000u) : rounded;
-  const hvec half = narrowed(kept >> 16);
+  return x != x ? (bits | 0x400000u) : bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
+LUMOS_INLINE void store(bfloat16* p, vec x) {
+  const hvec half = narrowed(rounded_bits(x) >> 16);
   std::memcpy(p, &half, sizeof half);
+}
+
+// a and b side by side. In bf16 one store instead of two, which counts where memory is the limit.
+LUMOS_INLINE void store(float* p, vec a, vec b) {
+  store(p, a);
+  store(p + kLanes, b);
+}
+
+LUMOS_INLINE void store(bfloat16* p, vec a, vec b) {
+#if defined(__AVX512F__)
+  typedef uint16_t halves __attribute__((vector_size(64)));
+  const halves both =
+      __builtin_shufflevector((halves)rounded_bits(a), (halves)rounded_bits(b), 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21,
+                              23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
+  std::memcpy(p, &both, sizeof both);
+#else
+  store(p, a);
+  store(p + kLanes, b);
+#endif
 }
 
 LUMOS_INLINE float to_float(float x) { return x; }

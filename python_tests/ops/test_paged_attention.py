@@ -63,6 +63,19 @@ def test_threads_change_no_bit(threads: int, isa: str) -> None:
         tolerances.assert_bitwise_equal(left, right)
 
 
+@pytest.mark.parametrize("column", range(5))
+def test_neighbours_that_see_different_keys(column: int, isa: str) -> None:
+    intervals = torch.tensor([0, 100, 110, 200, 210]).repeat(300, 1)
+    intervals[161::3, column] = (60, 1, 149, 150, 290)[column]  # a tile of keys that the queries before do not see
+    layout = SequenceLayout.from_intervals([300], intervals)
+    q, k, v = (torch.randn(300, heads, 32) for heads in (4, 2, 2))
+    step = layout.step(0, 128, 300)
+    paged = in_pages(k, v, layout, 16, step, 0)
+    expected = ops.block_attention(q, k, v, layout)
+    for left, right in zip(ops.paged_attention(q[128:], *paged.arguments()), expected, strict=True):
+        tolerances.assert_bitwise_equal(left, right[128:])
+
+
 def test_pages_with_strides(isa: str) -> None:
     q, paged = video_step()
     expected = ops.paged_attention(q, *paged.arguments())

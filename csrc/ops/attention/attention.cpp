@@ -22,8 +22,10 @@ namespace {
 
 void run_forward_tiles(const lumos_attention_params& p, decltype(amx::attention_forward_tiles)* kernel) {
   const int64_t group = p.num_heads / p.num_kv_heads;
+  // The tiles of a step see equally many keys, as a rule: larger blocks leave no thread waiting.
+  const int64_t thread_items = p.page_table ? 2 : 4;
   const TileBlocks blocks(p.query_tiles.num_tiles, p.num_kv_heads, std::max<int64_t>(kAmxMaxBlockTiles / group, 1),
-                          p.num_threads);
+                          p.num_threads, thread_items);
   parallel_for(blocks.num_items(), p.num_threads, [&](int64_t item) {
     kernel(p, blocks.head(item), blocks.begin(item), blocks.end(item),
            thread_scratch(forward_amx_scratch_bytes(blocks.block_tiles, group, p.head_dim)));

@@ -11,14 +11,12 @@ namespace lumos {
 struct TileBlocks {
   int64_t num_tiles, block_tiles, num_blocks, num_heads;
 
-  TileBlocks(int64_t tiles, int64_t heads, int64_t max_block_tiles, int num_threads)
+  // Few, to reuse what is packed, yet about `thread_items` for each thread; as equal as can be.
+  TileBlocks(int64_t tiles, int64_t heads, int64_t max_block_tiles, int num_threads, int64_t thread_items = 4)
       : num_tiles(tiles), num_heads(heads) {
-    // Small enough that every thread gets a few blocks, large enough to reuse what is packed.
-    constexpr int64_t kItemsPerThread = 4;
-    const int64_t wanted = tiles * heads / (kItemsPerThread * std::max(num_threads, 1));
-    const int64_t most = std::clamp<int64_t>(wanted, 1, max_block_tiles);
-    num_blocks = (tiles + most - 1) / most;
-    block_tiles = std::max<int64_t>((tiles + num_blocks - 1) / std::max<int64_t>(num_blocks, 1), 1);
+    const int64_t wanted = thread_items * std::max(num_threads, 1) / std::max<int64_t>(heads, 1);
+    const int64_t most = std::max<int64_t>(wanted, (tiles + max_block_tiles - 1) / max_block_tiles);
+    block_tiles = std::max<int64_t>((tiles + most - 1) / std::max<int64_t>(most, 1), 1);
     num_blocks = (tiles + block_tiles - 1) / block_tiles;
   }
 

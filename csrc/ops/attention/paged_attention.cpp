@@ -1,5 +1,6 @@
 // Launcher of paged_attention: builds the runs of key tiles from the intervals, then runs the forward of
 // block_attention.
+#include <algorithm>
 #include <vector>
 
 #include "cpu/error.h"
@@ -12,12 +13,22 @@ namespace {
 
 enum Visibility { kNone, kSome, kFull };
 
-Visibility classify(const lumos_attention_params& p, const int32_t* queries, const int32_t* keys) {
+// What the tokens of a query tile see, each row of intervals once where neighbours have the same: those of a frame
+// have.
+std::vector<const int32_t*> distinct_intervals(const lumos_attention_params& p, const int32_t* queries) {
+  std::vector<const int32_t*> distinct;
+  for (int32_t r = 0; r < queries[1]; ++r) {
+    const int32_t* row = p.intervals + (queries[0] + int64_t{r}) * LUMOS_NUM_INTERVALS;
+    if (r == 0 || !std::equal(row, row + LUMOS_NUM_INTERVALS, distinct.back())) distinct.push_back(row);
+  }
+  return distinct;
+}
+
+Visibility classify(const std::vector<const int32_t*>& intervals, const int32_t* keys) {
   const uint64_t all = lumos_range_bits(0, keys[1]);
   uint64_t any = 0, every = all;
-  for (int32_t r = 0; r < queries[1]; ++r) {
-    const int64_t slot = queries[0] + r;
-    const uint64_t seen = lumos_visible_bits(p.intervals + slot * LUMOS_NUM_INTERVALS, keys[2], keys[1], 0);
+  for (const int32_t* row : intervals) {
+    const uint64_t seen = lumos_visible_bits(row, keys[2], keys[1], 0);
     any |= seen;
     every &= seen;
   }
@@ -35,9 +46,10 @@ Runs build_runs(const lumos_attention_params& p) {
   for (int64_t s = 0; s < p.num_sequences; ++s) first_tile[s + 1] += first_tile[s];
   for (int64_t i = 0; i < p.query_tiles.num_tiles; ++i) {
     const int32_t* queries = p.query_tiles.rows + 4 * i;
+    const auto intervals = distinct_intervals(p, queries);
     Visibility previous = kNone;
     for (int64_t j = first_tile[queries[3]]; j < first_tile[queries[3] + 1]; ++j) {
-      const Visibility now = classify(p, queries, p.key_tiles.rows + 4 * j);
+      const Visibility now = classify(intervals, p.key_tiles.rows + 4 * j);
       const int32_t tile = static_cast<int32_t>(j);
       if (now == kNone) {
       } else if (now == previous) {
