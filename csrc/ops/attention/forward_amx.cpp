@@ -63,6 +63,7 @@ class ForwardBlock {
     for (int i = 0; i < 2; ++i) scores_[i] = (float*)take(kGroupRows * kTileTokens * 4);
     for (int i = 0; i < kPending; ++i) weights_[i] = (bfloat16*)take(kGroupRows * kTileTokens * 2);
     sum_before_ = (float*)take(kGroupRows * kLanes * 4);
+    has_values_ = (bool*)take(num_groups_);
     for (int64_t group = 0; group < num_groups_; ++group) begin_group(group);
   }
 
@@ -113,7 +114,7 @@ class ForwardBlock {
       store(sum_ + (group * kGroupRows + r) * kLanes, vec{});
       reference_[group * kGroupRows + r] = -INFINITY;
     }
-    for (int i = 0; i < kGroupRows * head_dim_; i += kLanes) store(acc_ + group * kGroupRows * head_dim_ + i, vec{});
+    has_values_[group] = false;
   }
 
   bfloat16* packed_v(int slot) const { return v_ + slot * kTileTokens * head_dim_; }
@@ -242,11 +243,11 @@ class ForwardBlock {
       float shrink = 1.0f;
       if (tile_greatest > *reference) {
         shrink = short_exp2(broadcast(*reference - tile_greatest), ~0u)[0];
-        *reference = tile_greatest;
-        for (int d = 0; d < head_dim_; d += kLanes) {
+        for (int d = 0; *reference != -INFINITY && d < head_dim_; d += kLanes) {  // else acc is 0, or not yet written
           float* values = acc(group, r, d);
           store(values, load(values) * shrink);
         }
+        *reference = tile_greatest;
       }
       for (int j = 0; j < 4; ++j) w[j] = short_exp2(x[j] - *reference, seen >> (16 * j));
       store(sum, load(sum_before_ + r * kLanes) * shrink + ((w[0] + w[1]) + (w[2] + w[3])));
@@ -271,13 +272,17 @@ class ForwardBlock {
     }
   }
 
-  void multiply_values(int64_t group, int first, int end, const bfloat16* v, int64_t slot_stride) const {
+  void multiply_values(int64_t group, int first, int end, const bfloat16* v, int64_t slot_stride) {
     float* out = acc_ + group * kGroupRows * head_dim_;
     for (int d = 0; d < head_dim_; d += 32, out += 1024, v += 4 * kTileElements) {
-      tile_load<0>(out, 64);
-      tile_load<1>(out + 256, 64);
-      tile_load<2>(out + 512, 64);
-      tile_load<3>(out + 768, 64);
+      if (has_values_[group]) {
+        tile_load<0>(out, 64);
+        tile_load<1>(out + 256, 64);
+        tile_load<2>(out + 512, 64);
+        tile_load<3>(out + 768, 64);
+      } else {
+        zero_quad();
+      }
       for (int i = first; i < end; ++i) {
         const bfloat16 *p = weights_[i % kPending], *right = v + meetings_[i].slot * slot_stride;
         multiply_quad(p, kTileSum, right);
@@ -288,6 +293,7 @@ class ForwardBlock {
       tile_store<2>(out + 512, 64);
       tile_store<3>(out + 768, 64);
     }
+    has_values_[group] = true;
   }
 
   // v of the slot with zeros for what is not finite, behind the tiles of the chunk.
@@ -328,7 +334,7 @@ class ForwardBlock {
       const float sum = horizontal_sum(load(sum_ + (group * kGroupRows + r) * kLanes));
       const vec inverse = broadcast(1.0f / sum);
       const bool nothing = sum == 0.0f;  // a row that sees a key has had a weight of 1
-      p_.lse[row] = nothing ? -INFINITY : static_cast<float>((reference + log2(static_cast<double>(sum))) * kLn2);
+      p_.lse[row] = nothing ? -INFINITY : static_cast<float>((reference + static_cast<double>(log2f(sum))) * kLn2);
       if (p_.row_state) {
         p_.row_state[2 * row] = reference;
         p_.row_state[2 * row + 1] = sum;
@@ -351,6 +357,7 @@ class ForwardBlock {
   bfloat16 *k_, *v_;             // [tiles of the chunk, 64, head_dim] in tiles; v_ has one more
   float* scores_[2];             // [32, 64]
   bfloat16* weights_[kPending];  // [2 halves of the tokens, 2 of 16 rows, 16, 32]
+  bool* has_values_;             // [groups]: acc has been written
   float* sum_before_;            // [32, 16]
   Meeting meetings_[kAmxChunkTiles];
   int chunk_tiles_ = 0;
