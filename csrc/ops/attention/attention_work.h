@@ -13,10 +13,11 @@ struct TileBlocks {
 
   TileBlocks(int64_t tiles, int64_t heads, int64_t max_block_tiles, int num_threads)
       : num_tiles(tiles), num_heads(heads) {
-    // Small enough that every thread gets a few blocks, large enough to reuse what is packed.
+    // Few, to reuse what is packed, yet several for each thread; as equal as can be.
     constexpr int64_t kItemsPerThread = 4;
-    const int64_t wanted = tiles * heads / (kItemsPerThread * std::max(num_threads, 1));
-    block_tiles = std::clamp<int64_t>(wanted, 1, max_block_tiles);
+    const int64_t wanted = kItemsPerThread * std::max(num_threads, 1) / std::max<int64_t>(heads, 1);
+    const int64_t most = std::max<int64_t>(wanted, (tiles + max_block_tiles - 1) / max_block_tiles);
+    block_tiles = std::max<int64_t>((tiles + most - 1) / std::max<int64_t>(most, 1), 1);
     num_blocks = (tiles + block_tiles - 1) / block_tiles;
   }
 
