@@ -290,6 +290,21 @@ def test_compiles_as_one_graph_for_any_layout() -> None:
             tolerances.assert_bitwise_equal(left, right)
 
 
+def test_without_gradients_the_same_operation_gives_the_same_bits() -> None:
+    layout = SequenceLayout.from_segments([VIDEO])
+    q, k, v = inputs_of(layout)
+    q.requires_grad_()
+    expected = ops.block_attention(q, k, v, layout)
+    compiled = torch.compile(ops.block_attention, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        with torch.profiler.profile() as profile:
+            results = [ops.block_attention(q, k, v, layout)]
+        results.append(compiled(q, k, v, layout))
+    assert "lumos::_block_attention" in {event.key for event in profile.key_averages()}
+    assert expected[0].requires_grad and not any(out.requires_grad for out, _ in results)
+    assert all(torch.equal(x, y) for result in results for x, y in zip(result, expected, strict=True))
+
+
 def test_bad_arguments_are_named() -> None:
     layout = SequenceLayout.from_segments([[Text(9)]])
     q, k, v = inputs_of(layout)

@@ -19,7 +19,7 @@ namespace lumos::LUMOS_ISA {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-constexpr int kGroupRows = 32, kPending = 2;
+constexpr int kGroupRows = 32, kPending = 4;
 constexpr float kLimit = 256.0f;
 
 // Row r of a meeting: in bf16, tiles [2 halves of the tokens, 2 of 16 rows].
