@@ -171,9 +171,13 @@ def test_a_row_that_sees_a_nan_score_alone_is_nan() -> None:
     assert lse.isnan().all()
 
 
-def test_rows_that_see_nothing(isa: str) -> None:
-    layout = SequenceLayout.from_intervals([40], torch.tensor([[0, 0, 5, 0, 0]] * 20 + [[0, 0, 0, 0, 0]] * 20))
-    q, k, v = inputs_of(layout)
+@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [40, 200])
+def test_rows_that_see_nothing(tokens: int, dtype: torch.dtype, isa: str) -> None:
+    """Alone in their tile too, where no tile of keys is met, after a call that has left its sums in the scratch."""
+    layout = SequenceLayout.from_intervals([tokens], torch.tensor([[0, 0, 5, 0, 0]] * 20 + [[0] * 5] * (tokens - 20)))
+    q, k, v = inputs_of(layout, dtype=dtype)
+    ops.block_attention(q, k, v, SequenceLayout.from_segments([[Frame(1, tokens)]]))
     q[20:] = float("nan")
     grad = torch.randn_like(q)
     grad[20:] = float("nan")
