@@ -55,12 +55,24 @@ LUMOS_INLINE float horizontal_sum(vec x) {
 }
 
 LUMOS_INLINE float horizontal_max(vec x) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 eight =
+      _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xff, (__m512)x, 0), _mm512_maskz_extractf32x8_ps(0xff, (__m512)x, 1));
+#else
+  const __m256 eight = (__m256)x;
+#endif
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+#else
   float lanes[kLanes];
   store(lanes, x);
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   }
   return lanes[0];
+#endif
 }
 
 #if defined(__AVX512F__)

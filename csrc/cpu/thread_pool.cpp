@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +19,7 @@ namespace lumos {
 namespace {
 
 constexpr int kMaxThreads = 256;
+constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Job {
   ItemFunction function;
@@ -153,11 +155,14 @@ void* thread_scratch(size_t num_bytes) {
   thread_local std::unique_ptr<void, Free> memory;
   thread_local size_t capacity = 0;
   if (num_bytes > capacity) {
-    const size_t rounded = (num_bytes + 4095) / 4096 * 4096;
+    const size_t unit = num_bytes < kHugePage / 2 ? 4096 : kHugePage, rounded = (num_bytes + unit - 1) / unit * unit;
     capacity = 0;
     memory.reset();
-    memory.reset(std::aligned_alloc(64, rounded));
+    memory.reset(std::aligned_alloc(unit, rounded));
     if (!memory) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (unit == kHugePage) madvise(memory.get(), rounded, MADV_HUGEPAGE);  // a request: small pages work as well
+#endif
     capacity = rounded;
   }
   return memory.get();

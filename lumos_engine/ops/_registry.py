@@ -268,6 +268,17 @@ def call(kernel: str, first: Tensor, *arguments: Any) -> None:
     getattr(module, kernel)(*views, device)
 
 
+def without_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """``operation(*arguments)``; where gradients are switched off, past its autograd formula.
+
+    That is Python, which the dispatcher calls even if there is nothing to record: a tenth of a short call of attention.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return operation(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operation(*arguments)
+
+
 def workspace(kernel: str, first: Tensor, *arguments: Any) -> Tensor:
     """Memory that ``kernel`` wants beside its arguments: as many bytes as ``_C.<kernel>_workspace_bytes`` says."""
     module, device = _place_of(kernel, first)

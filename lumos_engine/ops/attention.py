@@ -55,7 +55,8 @@ def block_attention(
     if chosen == "reference":
         return registry.reference("attention").block_attention(q, k, v, layout, scale=scale)
     schedule = layout.schedule()
-    out, lse, _ = torch.ops.lumos._block_attention(
+    out, lse, _ = registry.without_autograd(
+        torch.ops.lumos._block_attention.default,
         q,
         k,
         v,

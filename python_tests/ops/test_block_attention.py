@@ -171,9 +171,13 @@ def test_a_row_that_sees_a_nan_score_alone_is_nan() -> None:
     assert lse.isnan().all()
 
 
-def test_rows_that_see_nothing(isa: str) -> None:
-    layout = SequenceLayout.from_intervals([40], torch.tensor([[0, 0, 5, 0, 0]] * 20 + [[0, 0, 0, 0, 0]] * 20))
-    q, k, v = inputs_of(layout)
+@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [40, 200])
+def test_rows_that_see_nothing(tokens: int, dtype: torch.dtype, isa: str) -> None:
+    """Alone in their tile too, where no tile of keys is met, after a call that has left its sums in the scratch."""
+    layout = SequenceLayout.from_intervals([tokens], torch.tensor([[0, 0, 5, 0, 0]] * 20 + [[0] * 5] * (tokens - 20)))
+    q, k, v = inputs_of(layout, dtype=dtype)
+    ops.block_attention(q, k, v, SequenceLayout.from_segments([[Frame(1, tokens)]]))
     q[20:] = float("nan")
     grad = torch.randn_like(q)
     grad[20:] = float("nan")
@@ -288,6 +292,21 @@ def test_compiles_as_one_graph_for_any_layout() -> None:
             torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
         ):
             tolerances.assert_bitwise_equal(left, right)
+
+
+def test_without_gradients_the_same_operation_gives_the_same_bits() -> None:
+    layout = SequenceLayout.from_segments([VIDEO])
+    q, k, v = inputs_of(layout)
+    q.requires_grad_()
+    expected = ops.block_attention(q, k, v, layout)
+    compiled = torch.compile(ops.block_attention, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        with torch.profiler.profile() as profile:
+            results = [ops.block_attention(q, k, v, layout)]
+        results.append(compiled(q, k, v, layout))
+    assert "lumos::_block_attention" in {event.key for event in profile.key_averages()}
+    assert expected[0].requires_grad and not any(out.requires_grad for out, _ in results)
+    assert all(torch.equal(x, y) for result in results for x, y in zip(result, expected, strict=True))
 
 
 def test_bad_arguments_are_named() -> None:

@@ -22,10 +22,10 @@ constexpr int64_t kAmxMaxBlockTiles = 16, kAmxChunkTiles = 8;
 inline int64_t forward_amx_groups(int64_t heads) { return (kTile * heads + 31) / 32; }
 
 // Bytes of scratch of attention_forward_tiles: of each row q, the accumulator, its sums and reference; packed K and V
-// of a chunk and one tile; scores and weights of two tiles, and sums, of a group.
+// of a chunk and one tile; scores of two tiles, weights of four, and sums, of a group.
 inline int64_t forward_amx_scratch_bytes(int64_t tiles, int64_t heads, int64_t head_dim) {
-  return tiles * forward_amx_groups(heads) * 32 * (6 * head_dim + 68) +
-         (2 * kAmxChunkTiles + 1) * 2 * kTile * head_dim + 32 * (12 * kTile + 64);
+  return tiles * forward_amx_groups(heads) * (32 * (6 * head_dim + 68) + 1) +
+         (2 * kAmxChunkTiles + 1) * 2 * kTile * head_dim + 32 * (16 * kTile + 64);
 }
 
 }  // namespace lumos

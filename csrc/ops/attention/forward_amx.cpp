@@ -19,7 +19,7 @@ namespace lumos::LUMOS_ISA {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-constexpr int kGroupRows = 32, kPending = 2;
+constexpr int kGroupRows = 32, kPending = 4;
 constexpr float kLimit = 256.0f;
 
 // Row r of a meeting: in bf16, tiles [2 halves of the tokens, 2 of 16 rows].
@@ -63,6 +63,7 @@ class ForwardBlock {
     for (int i = 0; i < 2; ++i) scores_[i] = (float*)take(kGroupRows * kTileTokens * 4);
     for (int i = 0; i < kPending; ++i) weights_[i] = (bfloat16*)take(kGroupRows * kTileTokens * 2);
     sum_before_ = (float*)take(kGroupRows * kLanes * 4);
+    has_values_ = (bool*)take(num_groups_);
     for (int64_t group = 0; group < num_groups_; ++group) begin_group(group);
   }
 
@@ -110,10 +111,8 @@ class ForwardBlock {
                                                                        kv_head_ * heads_ + row % heads_)
                                                  : kZeroRow;
       for (int d = 0; d < head_dim_; d += 32) store_dwords(q + d * 32 + r * 32, load_dwords(from + d));
-      store(sum_ + (group * kGroupRows + r) * kLanes, vec{});
-      reference_[group * kGroupRows + r] = -INFINITY;
     }
-    for (int i = 0; i < kGroupRows * head_dim_; i += kLanes) store(acc_ + group * kGroupRows * head_dim_ + i, vec{});
+    has_values_[group] = false;
   }
 
   bfloat16* packed_v(int slot) const { return v_ + slot * kTileTokens * head_dim_; }
@@ -150,8 +149,9 @@ class ForwardBlock {
     int first = 0;  // of the meetings whose values are not yet in acc
     for (int i = 0; i < num_meetings; ++i) {
       if (i + 1 < num_meetings) multiply_scores(group, meetings_[i + 1].slot, scores_[(i + 1) & 1]);
-      const bool rising = meetings_[i].whole ? weigh<true>(group, i) : weigh<false>(group, i);
-      if (rising) {
+      if (i == 0 && !has_values_[group]) {
+        weigh_first(group);
+      } else if (meetings_[i].whole ? weigh<true>(group, i) : weigh<false>(group, i)) {
         add_values(group, first, i);
         first = i;
         raise(group, i);
@@ -197,23 +197,42 @@ class ForwardBlock {
     }
   }
 
+  // The weights of meeting 0, the group's first: the rows that see a key of it take their references.
+  void weigh_first(int64_t group) {
+    for (int r = 0; r < num_rows(group); ++r) {
+      const float* scores = scores_[0] + r * kTileTokens;
+      float* reference = reference_ + group * kGroupRows + r;
+      const uint64_t seen = meetings_[0].whole ? ~UINT64_C(0) : meetings_[0].masks[r];
+      vec greatest = broadcast(-INFINITY);
+      for (int j = 0; j < 4; ++j) {
+        greatest = max(select(seen >> (16 * j), load(scores + j * kLanes) * factor_, broadcast(-INFINITY)), greatest);
+      }
+      *reference = horizontal_max(greatest);
+      vec w[4];
+      for (int j = 0; j < 4; ++j) w[j] = weight(scores + j * kLanes, *reference, seen >> (16 * j));
+      store(sum_ + (group * kGroupRows + r) * kLanes, (w[0] + w[1]) + (w[2] + w[3]));
+      store_weights(w, r, weights_[0]);
+    }
+  }
+
+  // 2^(factor score - reference) in the lanes of `seen`.
+  LUMOS_INLINE vec weight(const float* scores, float reference, uint64_t seen) const {
+    return short_exp2(fma(load(scores), broadcast(factor_), broadcast(-reference)), seen);
+  }
+
   // The weights of meeting i. Returns whether some row must raise its reference.
   template <bool Whole>
   bool weigh(int64_t group, int i) const {
     const int rows = num_rows(group);
-    const float factor = factor_;
     const uint64_t* masks = meetings_[i].masks;
     const float *scores = scores_[i & 1], *reference = reference_ + group * kGroupRows;
     float *sum = sum_ + group * kGroupRows * kLanes, *sum_before = sum_before_;
     bfloat16* weights = weights_[i % kPending];
     uvec top{};
     for (int r = 0; r < rows; ++r) {
-      const vec shift = broadcast(reference[r]);
       const uint64_t seen = Whole ? ~UINT64_C(0) : masks[r];
       vec w[4];
-      for (int j = 0; j < 4; ++j) {
-        w[j] = short_exp2(load(scores + r * kTileTokens + j * kLanes) * factor - shift, seen >> (16 * j));
-      }
+      for (int j = 0; j < 4; ++j) w[j] = weight(scores + r * kTileTokens + j * kLanes, reference[r], seen >> (16 * j));
       const vec total = (w[0] + w[1]) + (w[2] + w[3]), before = load(sum + r * kLanes);
       store(sum_before + r * kLanes, before);
       store(sum + r * kLanes, before + total);
@@ -229,12 +248,12 @@ class ForwardBlock {
       float* sum = sum_ + (group * kGroupRows + r) * kLanes;
       float* reference = reference_ + group * kGroupRows + r;
       const uint64_t seen = meetings_[i].whole ? ~UINT64_C(0) : meetings_[i].masks[r];
-      vec x[4], w[4];
+      const float* scores = scores_[i & 1] + r * kTileTokens;
+      vec w[4];
       vec greatest = broadcast(-INFINITY);
       for (int j = 0; j < 4; ++j) {
-        x[j] = load(scores_[i & 1] + r * kTileTokens + j * kLanes) * factor_;
-        w[j] = short_exp2(x[j] - *reference, seen >> (16 * j));
-        greatest = max(select(seen >> (16 * j), x[j], broadcast(-INFINITY)), greatest);
+        w[j] = weight(scores + j * kLanes, *reference, seen >> (16 * j));
+        greatest = max(select(seen >> (16 * j), load(scores + j * kLanes) * factor_, broadcast(-INFINITY)), greatest);
       }
       const vec total = (w[0] + w[1]) + (w[2] + w[3]);
       if (_mm512_cmp_ps_mask((__m512)total, (__m512)broadcast(kLimit), _CMP_NLE_UQ) == 0) continue;
@@ -242,13 +261,13 @@ class ForwardBlock {
       float shrink = 1.0f;
       if (tile_greatest > *reference) {
         shrink = short_exp2(broadcast(*reference - tile_greatest), ~0u)[0];
-        *reference = tile_greatest;
         for (int d = 0; d < head_dim_; d += kLanes) {
           float* values = acc(group, r, d);
           store(values, load(values) * shrink);
         }
+        *reference = tile_greatest;
       }
-      for (int j = 0; j < 4; ++j) w[j] = short_exp2(x[j] - *reference, seen >> (16 * j));
+      for (int j = 0; j < 4; ++j) w[j] = weight(scores + j * kLanes, *reference, seen >> (16 * j));
       store(sum, load(sum_before_ + r * kLanes) * shrink + ((w[0] + w[1]) + (w[2] + w[3])));
       store_weights(w, r, weights_[i % kPending]);
     }
@@ -271,13 +290,17 @@ class ForwardBlock {
     }
   }
 
-  void multiply_values(int64_t group, int first, int end, const bfloat16* v, int64_t slot_stride) const {
+  void multiply_values(int64_t group, int first, int end, const bfloat16* v, int64_t slot_stride) {
     float* out = acc_ + group * kGroupRows * head_dim_;
     for (int d = 0; d < head_dim_; d += 32, out += 1024, v += 4 * kTileElements) {
-      tile_load<0>(out, 64);
-      tile_load<1>(out + 256, 64);
-      tile_load<2>(out + 512, 64);
-      tile_load<3>(out + 768, 64);
+      if (has_values_[group]) {
+        tile_load<0>(out, 64);
+        tile_load<1>(out + 256, 64);
+        tile_load<2>(out + 512, 64);
+        tile_load<3>(out + 768, 64);
+      } else {
+        zero_quad();
+      }
       for (int i = first; i < end; ++i) {
         const bfloat16 *p = weights_[i % kPending], *right = v + meetings_[i].slot * slot_stride;
         multiply_quad(p, kTileSum, right);
@@ -288,6 +311,7 @@ class ForwardBlock {
       tile_store<2>(out + 512, 64);
       tile_store<3>(out + 768, 64);
     }
+    has_values_[group] = true;
   }
 
   // v of the slot with zeros for what is not finite, behind the tiles of the chunk.
@@ -324,18 +348,21 @@ class ForwardBlock {
       const int64_t row_of_tile = first_row(group) + r;
       const int64_t row =
           (tile.slot_begin + row_of_tile / heads_) * p_.num_heads + kv_head_ * heads_ + row_of_tile % heads_;
-      const float reference = reference_[group * kGroupRows + r];
-      const float sum = horizontal_sum(load(sum_ + (group * kGroupRows + r) * kLanes));
+      const bool met = has_values_[group];
+      const float reference = met ? reference_[group * kGroupRows + r] : -INFINITY;
+      const float sum = met ? horizontal_sum(load(sum_ + (group * kGroupRows + r) * kLanes)) : 0.0f;
       const vec inverse = broadcast(1.0f / sum);
       const bool nothing = sum == 0.0f;  // a row that sees a key has had a weight of 1
-      p_.lse[row] = nothing ? -INFINITY : static_cast<float>((reference + log2(static_cast<double>(sum))) * kLn2);
+      p_.lse[row] = nothing ? -INFINITY : static_cast<float>((reference + static_cast<double>(log2f(sum))) * kLn2);
       if (p_.row_state) {
         p_.row_state[2 * row] = reference;
         p_.row_state[2 * row + 1] = sum;
       }
       bfloat16* out = static_cast<bfloat16*>(p_.out) + row * head_dim_;
-      for (int d = 0; d < head_dim_; d += kLanes) {
-        store(out + d, nothing ? vec{} : load(acc(group, r, d)) * inverse + 0.0f);
+      for (int d = 0; d < head_dim_; d += 2 * kLanes) {
+        vec values[2];
+        for (int j = 0; j < 2; ++j) values[j] = nothing ? vec{} : load(acc(group, r, d + j * kLanes)) * inverse + 0.0f;
+        store_dwords(out + d, (ivec)_mm512_maskz_cvtne2ps_pbh(~0u, (__m512)values[1], (__m512)values[0]));
       }
     }
   }
@@ -351,6 +378,7 @@ class ForwardBlock {
   bfloat16 *k_, *v_;             // [tiles of the chunk, 64, head_dim] in tiles; v_ has one more
   float* scores_[2];             // [32, 64]
   bfloat16* weights_[kPending];  // [2 halves of the tokens, 2 of 16 rows, 16, 32]
+  bool* has_values_;             // [groups]: acc has been written
   float* sum_before_;            // [32, 16]
   Meeting meetings_[kAmxChunkTiles];
   int chunk_tiles_ = 0;
