@@ -271,7 +271,7 @@ def call(kernel: str, first: Tensor, *arguments: Any) -> None:
 def without_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:
     """``operation(*arguments)``; where gradients are switched off, past its autograd formula.
 
-    That is Python, which the dispatcher calls even if there is nothing to record: a tenth of a short call of attention.
+    That is Python, which the dispatcher calls even if there is nothing to record.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return operation(*arguments)
