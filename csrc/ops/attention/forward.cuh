@@ -3,16 +3,16 @@
 //   out[q] = sum_k p[q, k] v[k], p = softmax of scale <q, k> over the keys that q sees
 //
 // A block of 4 warps has two sides of 64 rows: two query tiles of one head, or one query tile of two heads that share
-// their keys. It walks over the key tiles that any side meets; those of keys and values, in turn, go through three
-// stages of shared memory, two of which travel while the third is worked on:
+// their keys. It walks over the key tiles that any side meets:
 //
 //   wait for K; barrier; ask for the next tile's K; weights = 2^(factor Q K^T - top); l += their sum
 //   wait for V; barrier; ask for the next tile's V; out += weights V
 //
+// Shared memory has three stages of K or V, one of them worked on while two travel. At head_dim 64 it has four: K and V
+// of a tile travel together, and the tile has one wait and one barrier.
+//
 // A warp has 32 rows of one side and skips the tiles that its side does not meet.
 #pragma once
-
-#include <type_traits>
 
 #include "ops/attention/forward_rows.cuh"
 #include "ops/attention/forward_store.cuh"
@@ -20,10 +20,12 @@
 
 namespace lumos {
 
-constexpr int kStages = 3;
-
 template <int kHeadDim>
-constexpr int kForwardSharedBytes = (kSides + kStages) * LUMOS_TILE_TOKENS * kHeadDim * 2;
+constexpr bool kTogether = kHeadDim <= 64;
+template <int kHeadDim>
+constexpr int kStages = kTogether<kHeadDim> ? 4 : 3;
+template <int kHeadDim>
+constexpr int kForwardSharedBytes = (kSides + kStages<kHeadDim>)*LUMOS_TILE_TOKENS * kHeadDim * 2;
 
 template <class T, int kHeadDim, class Keys>
 __global__ void __launch_bounds__(kForwardThreads, 2)
@@ -31,18 +33,19 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
                              const float factor) {
   using Copy = TileCopy<T, kHeadDim>;
   using Rows = ForwardRows<T, kHeadDim>;
-  // In registers, or read again where there are none for it.
-  using NextStep = std::conditional_t<kHeadDim <= 64, const WalkStep, const WalkStep&>;
+  constexpr bool kBoth = kTogether<kHeadDim>;
   constexpr int kTileBytes = LUMOS_TILE_TOKENS * kHeadDim * 2;
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ ForwardBlock block;
-  const uint32_t base = shared_address(shared), own_chunk = kept(uint32_t(Copy::offset()));
+  __shared__ ForwardBlock<T, Keys> block;
+  const uint32_t base = shared_address(shared), own_chunk = kept(Copy::offset());
 
 #pragma unroll
   for (int i = 0; i < kSides; ++i) {
-    const ForwardSide side = forward_side(p, two_heads, i);
-    Copy::rows(Copy::first_chunk(p.q, side.slot_begin, side.head), p.q.stride_token * sizeof(T), side.num_rows,
-               base + own_chunk + i * kTileBytes);
+    ForwardSide side = forward_side(p, two_heads, i);
+    Copy::template rows<false>(Copy::first_chunk(p.q, side.slot_begin, side.head), p.q.stride_token * sizeof(T),
+                               side.num_rows, base + own_chunk + i * kTileBytes);
+    if (threadIdx.x < 32)
+      side.same_rows = have_same_bounds(p.intervals + side.slot_begin * LUMOS_NUM_INTERVALS, side.num_rows);
     if (threadIdx.x == 0) {
       block.sides[i] = side;
       if (side.num_rows) {
@@ -59,8 +62,8 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       block.walk.start();
     }
     __syncwarp();
-    last_step = block.take_steps(p.key_tiles, block.kSteps - 1);
-    if (last_step == 0) last_step = block.take_steps(p.key_tiles, last_step);
+    last_step = block.take_steps(p, block.kSteps - 1);
+    if (last_step == 0) last_step = block.take_steps(p, last_step);
   }
   __syncthreads();
 
@@ -68,14 +71,15 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const auto own_queries = [&] { return shared + threadIdx.x / 32 * kWarpRows * kHeadDim * 2; };
   Rows rows(shared_address(own_queries()), block.num_rows(), factor);
 
-  const KeyCopy<Keys, T, kHeadDim> copy_k(p.k, block.kv_head), copy_v(p.v, block.kv_head);
-  // In shared memory: K and V of the tile, and the stage that is free for the next K.
+  const KeyCopy<Keys, T, kHeadDim> copy(p, block.kv_head);
+  // In shared memory: K and V of the tile, and what is free for the next K (and, where they travel together, V).
   uint32_t k_stage = base + kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
 
   uint32_t works = block.steps[0].works;  // of all warps
-  copy_k(p, p.k, block.steps[0].keys(), k_stage + own_chunk);
-  cp_async_commit();
-  copy_v(p, p.v, block.steps[0].keys(), v_stage + own_chunk);
+  if (Rows::kKeepsQueries) cp_async_commit();
+  copy.keys(block.steps[0], k_stage + own_chunk);
+  if (!kBoth) cp_async_commit();
+  copy.values(block.steps[0], v_stage + own_chunk);
   cp_async_commit();
   if (Rows::kKeepsQueries) {
     cp_async_wait<1>();
@@ -84,19 +88,35 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   }
 
   const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2);
-  constexpr uint32_t kChecked = 1u << 31;  // as work: the values are not all finite
+  constexpr uint32_t kChecked = 1u << 30;  // as work: by query, and the values are not all finite
   int next_step = 1;
   while (works) {
-    cp_async_wait<1>();
-    __syncthreads();
-    const NextStep next = block.steps[next_step];
-    copy_k(p, p.k, next.keys(), free_stage + own_chunk);
-    cp_async_commit();
-    const uint32_t next_works = next.works;
     uint32_t work = kept(works & own_bits);
+    // The barrier behind which the tile's values may be read.
+    const auto values_barrier = [&] {
+      if (works & kPartialStep) {
+        const bool not_finite = Copy::holds_not_finite(shared + (v_stage - base), own_chunk);  // its own copies
+        if (__syncthreads_or(not_finite) && work != own_bits && is_by_query(work)) work = kChecked;
+      } else {
+        __syncthreads();
+      }
+    };
+    const auto& next = block.steps[next_step];
+    if constexpr (kBoth) {
+      cp_async_wait_all();
+      values_barrier();
+      copy.template both<kTileBytes>(next, free_stage + own_chunk);
+    } else {
+      cp_async_wait<1>();
+      __syncthreads();
+      copy.keys(next, free_stage + own_chunk);
+      cp_async_commit();
+    }
+    const uint32_t next_works = next.works;
     if (work) {
       rows.weigh(k_stage, work != own_bits, [&] {
-        const Tile keys = block.steps[block.after(kept(next_step), -1)].keys();
+        const auto& step = block.steps[block.after(kept(next_step), -1)];
+        const Tile keys = {step.slot_begin, step.num_tokens, step.index_begin, 0};
         if (!is_by_query(work)) return lumos_range_bits(0, keys.num_tokens);
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
@@ -104,32 +124,36 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
         return visibility.bits(keys, hidden_bits(p.hidden, keys));
       });
     }
-
-    cp_async_wait<1>();
-    if (works & kPartialStep) {
-      const unsigned char* own_values = shared + (v_stage - base) + own_chunk;  // its own copies
-      if (__syncthreads_or(Copy::holds_not_finite(own_values)) && work != own_bits && is_by_query(work))
-        work = kChecked;
-    } else {
-      __syncthreads();
+    if constexpr (!kBoth) {
+      cp_async_wait<1>();
+      values_barrier();
+      copy.values(next, k_stage + own_chunk);
+      cp_async_commit();
     }
-    copy_v(p, p.v, next.keys(), k_stage + own_chunk);
-    cp_async_commit();
-    if (next_step == last_step) last_step = block.take_steps(p.key_tiles, last_step);
+    if (next_step == last_step) last_step = block.take_steps(p, last_step);
+    const uint32_t v = kBoth ? k_stage : v_stage;
+    constexpr int kValues = kBoth ? kTileBytes : 0;
     if (work == kChecked) {
-      rows.accumulate_checked(v_stage);
+      rows.template accumulate_checked<kValues>(v);
     } else if (work) {
-      rows.accumulate(v_stage);
+      rows.template accumulate<kValues>(v);
     }
-    const uint32_t read = v_stage;
-    v_stage = k_stage;  // of the next tile
-    k_stage = free_stage;
-    free_stage = read;
+    if constexpr (kBoth) {
+      const uint32_t read = k_stage;
+      k_stage = free_stage;  // of the next tile
+      v_stage = k_stage + kTileBytes;
+      free_stage = read;
+    } else {
+      const uint32_t read = v_stage;
+      v_stage = k_stage;  // of the next tile
+      k_stage = free_stage;
+      free_stage = read;
+    }
     works = next_works;
     next_step = block.after(next_step);
   }
 
-  cp_async_wait<0>();
+  cp_async_wait_all();
   __syncthreads();  // queries may still be on their way where no key is seen
   store_rows<T, kHeadDim>(p, rows, block.side().slot_begin + block.first_row(), block.side().head, block.num_rows(),
                           own_queries());

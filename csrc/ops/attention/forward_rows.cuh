@@ -43,8 +43,7 @@ class ForwardRows {
   __device__ ForwardRows(uint32_t q, int num_rows, float factor) : factor_(factor) {
     const int lane = threadIdx.x % 32;
     q_ = q + Order::offset(lane % 16, lane / 16);
-    k_offset_ = kept(Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2));
-    v_offset_ = kept(Order::offset(lane % 16, lane / 16));
+    key_offset_ = kept(Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2));
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -75,9 +74,8 @@ class ForwardRows {
   // gives the bits of the keys that row `lane` sees. The whole warp calls it.
   template <class Seen>
   __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
-    k += k_offset_;
-    float total[2][2];
-    uint32_t again = 0;
+    k += key_offset_;
+    float total[2][2], limit = kLimit;
     while (true) {
       Scores s;
       scores(k, s);
@@ -100,11 +98,10 @@ class ForwardRows {
         unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
       }
       const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
-      if (!__any_sync(~0u, greatest > kLimit)) break;
-      if (again) break;  // the greatest score itself is rounded
-      again = 1;
+      if (!__any_sync(~0u, greatest > limit)) break;
+      limit = INFINITY;  // once more at most: the greatest score itself is rounded
       rising_ = rows_above(total);
-      raises_ = true;
+      raises_ = ~0u;
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -113,20 +110,22 @@ class ForwardRows {
     }
   }
 
-  // Adds the weighted values. v: [64, head_dim] in shared memory
+  // Adds the weighted values. v: [64, head_dim] in shared memory, kOffset bytes further
+  template <int kOffset>
   __device__ void accumulate(uint32_t v) {
-    for_values(v, [&](int j, int d, uint32_t (&b)[4]) { multiply(j, b, acc_, 2 * d); });
+    for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) { multiply(j, b, acc_, 2 * d); });
   }
 
   // The same where some values are not finite, and reach only the rows whose weight of them is above 0.
+  template <int kOffset>
   __device__ void accumulate_checked(uint32_t v) {
-    for_values(v, [&](int j, int d, uint32_t (&b)[4]) {
+    for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
       multiply(j, b, acc_, 2 * d);
     });
 #pragma unroll 1
-    for (uint32_t sign = 0; sign < 0x10000; sign += 0x8000) add_infinities(v, sign);
+    for (uint32_t sign = 0; sign < 0x10000; sign += 0x8000) add_infinities<kOffset>(v, sign);
   }
 
   // Of the row in which this lane has columns. The whole warp calls it.
@@ -181,29 +180,31 @@ class ForwardRows {
   __device__ void multiply(int j, const uint32_t (&b)[4], float (&acc)[2][kTiles][4], int n) const {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      mma<T>(acc[m][n], weights_[m][j], b[0], b[1]);
-      mma<T>(acc[m][n + 1], weights_[m][j], b[2], b[3]);
+      mma<T>(acc[m][n], weights_[m][j], b[0], b[2]);
+      mma<T>(acc[m][n + 1], weights_[m][j], b[1], b[3]);
     }
   }
 
-  // body(j, d, b) with the fragments b of keys 16 j .. 16 j + 15, channels 16 d .. 16 d + 15
-  template <class Body>
+  // body(j, d, b) with the matrices b of 8 keys x 8 channels from keys 16 j, 16 j, 16 j + 8, 16 j + 8 and channels 16 d,
+  // 16 d + 8, 16 d, 16 d + 8: lanes have the addresses of scores().
+  template <int kOffset, class Body>
   __device__ void for_values(uint32_t v, const Body& body) const {
-    v += v_offset_;
+    v += key_offset_;
     unrolled<kDepth>([&](auto depth) {
       unrolled<kKeys / 16>([&](auto keys) {
         constexpr int d = depth.value, j = keys.value;
         uint32_t b[4];
-        ldmatrix_transposed_at<added(d) + j * 16 * kRowBytes>(b, v ^ turned(d));
+        ldmatrix_transposed_at<kOffset + added(d) + j * 16 * kRowBytes>(b, v ^ turned(d));
         body(j, d, b);
       });
     });
   }
 
   // sign: 0x8000 for -inf. NaN counts for both signs.
+  template <int kOffset>
   __device__ void add_infinities(uint32_t v, uint32_t sign) {
     float weight[2][2][4];  // of the infinities in 16 channels
-    for_values(v, [&](int j, int d, uint32_t (&b)[4]) {
+    for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = infinities<T>(b[i], sign);
 #pragma unroll
@@ -314,14 +315,14 @@ class ForwardRows {
       }
     }
     rising_ = topless_;
-    raises_ = __any_sync(~0u, topless_);
+    raises_ = __ballot_sync(~0u, topless_);
   }
 
   float factor_;
-  uint32_t q_, k_offset_, v_offset_;
-  int raises_ = true;     // some row of the warp takes a new top at the next tile
-  uint32_t topless_ = 0;  // rows of the lane that have none yet
-  uint32_t rising_ = 0;   // those that take a new one: the topless or, when a tile is computed again, those above it
+  uint32_t q_, key_offset_;
+  uint32_t raises_ = ~0u;  // not 0: some row of the warp takes a new top at the next tile
+  uint32_t topless_ = 0;   // rows of the lane that have none yet
+  uint32_t rising_ = 0;    // those that take a new one: the topless or, when a tile is computed again, those above it
   uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];
   float acc_[2][kHeadDim / 8][4], minus_top_[2][2], sum_[2][2];
   uint32_t weights_[2][kKeys / 16][4];

@@ -1,6 +1,7 @@
 // The walk of a block of the forward over the key tiles that its two sides meet.
 //
-// The first warp makes steps of it, up to kBatch at once, ahead of the others, which find them in shared memory.
+// The first warp makes steps of it, up to kBatch at once, ahead of the others, which find them in shared memory. Where
+// all rows of the block see the same first keys of a tile (a frame behind its visible tokens), it becomes a shorter one.
 #pragma once
 
 #include "ops/attention/key_rows.cuh"
@@ -13,6 +14,7 @@ constexpr int kSides = kForwardWarps * kWarpRows / LUMOS_TILE_TOKENS;
 // Query tile and head of one side; num_rows is 0 for a side without work.
 struct ForwardSide {
   int tile, head, num_rows, slot_begin;
+  bool same_rows;  // see the same keys
 };
 
 // Block (x, y): the last tiles first, for under a causal layout they see the most keys.
@@ -28,6 +30,14 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
   return found;
 }
 
+// Whether rows see the same keys by their bounds. The whole warp calls it. intervals: of the first one
+__device__ inline bool have_same_bounds(const int32_t* intervals, int num_rows) {
+  bool same = true;
+  for (int i = threadIdx.x % 32; i < (num_rows - 1) * LUMOS_NUM_INTERVALS; i += 32)
+    same &= __ldg(intervals + i) == __ldg(intervals + i + LUMOS_NUM_INTERVALS);
+  return __all_sync(~0u, same);
+}
+
 // What a warp does with a key tile: nothing where its side does not meet the tile or it has no queries; mask by the
 // bounds of the queries, or the end of the tile, or not at all.
 enum WarpWork : uint32_t { kNothing, kByQuery, kByLength, kUnmasked };
@@ -35,20 +45,16 @@ enum WarpWork : uint32_t { kNothing, kByQuery, kByLength, kUnmasked };
 // Of a warp's two bits of `works`, not kUnmasked.
 __device__ inline bool is_by_query(uint32_t work) { return work & 0x55555555u; }
 
-// One step of the walk. Behind the last one follows a step without keys and works.
-struct alignas(16) WalkStep {
-  int slot_begin, num_tokens, index_begin;
-  uint32_t works;  // WarpWork, 2 bits for each warp; kPartialStep if one of them is kByQuery
-  int sequence;
-
-  __device__ Tile keys() const { return {slot_begin, num_tokens, index_begin, sequence}; }
-};
+// Of a step's `works`, where one of them is kByQuery.
 constexpr uint32_t kPartialStep = 1u << 31;
 
 // In shared memory, to spare registers.
+template <class T, class Keys>
 struct ForwardBlock {
-  static constexpr int kSteps = 16, kBatch = 8;  // the two steps in use stay while a batch is made
-  WalkStep steps[kSteps];
+  static constexpr int kSteps = 16, kBatch = 8;  // a ring, a power of 2
+  static_assert(kBatch <= kSteps - 2);           // the two steps in use stay while a batch is made
+  // `works`: WarpWork, 2 bits for each warp, and kPartialStep. Behind the last one follows a step without keys and works.
+  KeyTile<Keys> steps[kSteps];
   ForwardSide sides[kSides];
   int kv_head;
   TileWalk<kSides> walk;
@@ -61,15 +67,18 @@ struct ForwardBlock {
   __device__ static int after(int step, int count = 1) { return (step + count) & (kSteps - 1); }
 
   // Makes at least one step behind `last` and returns the last one now. The whole first warp calls it.
-  __device__ int take_steps(const lumos_tiles& key_tiles, int last) {
+  __device__ int take_steps(const lumos_attention_params& p, int last) {
     const int lane = threadIdx.x;
     if (walk.done()) {
       steps[after(last)] = {};
       return after(last);
     }
     const int count = min(walk.end - walk.tile, kBatch);
+    Tile keys = {};
+    if (lane < count) keys = load_tile(p.key_tiles, walk.tile + lane);
+    const auto place = Keys::template place<T>(p, keys);
+    const bool masked = !cut_unseen(p, count, keys);
     if (lane < count) {
-      const Tile keys = load_tile(key_tiles, walk.tile + lane);
       const WarpWork whole = keys.num_tokens == LUMOS_TILE_TOKENS ? kUnmasked : kByLength;
       uint32_t works = 0;
 #pragma unroll
@@ -77,14 +86,48 @@ struct ForwardBlock {
         const int side = w * kWarpRows / LUMOS_TILE_TOKENS;
         const TileState state = walk.states[side];
         if (sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS && state != kUnseen)
-          works |= state == kPartial ? kByQuery << 2 * w | kPartialStep : whole << 2 * w;
+          works |= masked && state == kPartial ? kByQuery << 2 * w | kPartialStep : whole << 2 * w;
       }
-      steps[after(last, 1 + lane)] = {keys.slot_begin, keys.num_tokens, keys.index_begin, works, keys.sequence};
+      steps[after(last, 1 + lane)] = {keys.slot_begin, keys.num_tokens, keys.index_begin, works, place};
     }
     __syncwarp();
     if (lane == 0) walk.advance(count);
     __syncwarp();
     return after(last, count);
+  }
+
+ private:
+  // Where all rows that meet the lane's tile see its first keys and not the others, these are cut off: nothing is left
+  // to mask but the tile's end. False where that is not so. The whole first warp calls it.
+  __device__ bool cut_unseen(const lumos_attention_params& p, int count, Tile& keys) const {
+    bool partial = false, alike = true;
+#pragma unroll
+    for (int i = 0; i < kSides; ++i) {
+      partial |= walk.states[i] == kPartial;
+      alike &= walk.states[i] != kPartial || sides[i].same_rows;
+    }
+    if (!partial || !alike) return !partial;
+    uint64_t hidden = 0;
+    for (int i = 0; i < count; ++i) {
+      const uint64_t bits = hidden_bits(p.hidden, load_tile(p.key_tiles, walk.tile + i));
+      if (i == int(threadIdx.x)) hidden = bits;
+    }
+    uint64_t every = ~UINT64_C(0), some = 0;  // keys that all of the sides see, and that one of them sees
+#pragma unroll
+    for (int i = 0; i < kSides; ++i) {
+      if (walk.states[i] == kUnseen) continue;
+      uint64_t bits = lumos_range_bits(0, keys.num_tokens);
+      if (walk.states[i] == kPartial) {
+        RowVisibility visibility;
+        visibility.load(p.intervals, sides[i].slot_begin, true);
+        bits = visibility.bits(keys, hidden);
+      }
+      every &= bits;
+      some |= bits;
+    }
+    if (every != some || (some & (some + 1)) != 0 || some == 0) return false;
+    keys.num_tokens = __popcll(some);
+    return true;
   }
 };
 
