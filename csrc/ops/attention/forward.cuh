@@ -14,6 +14,8 @@
 // A warp has 32 rows of one side and skips the tiles that its side does not meet.
 #pragma once
 
+#include <type_traits>
+
 #include "ops/attention/forward_rows.cuh"
 #include "ops/attention/forward_store.cuh"
 #include "ops/attention/forward_walk.cuh"
@@ -34,6 +36,8 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   using Copy = TileCopy<T, kHeadDim>;
   using Rows = ForwardRows<T, kHeadDim>;
   constexpr bool kBoth = kTogether<kHeadDim>;
+  // In registers, or read again where there are none for it.
+  using NextStep = std::conditional_t<kBoth, const KeyTile<Keys>, const KeyTile<Keys>&>;
   constexpr int kTileBytes = LUMOS_TILE_TOKENS * kHeadDim * 2;
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ ForwardBlock<T, Keys> block;
@@ -55,15 +59,13 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       }
     }
   }
-  int last_step = INT_MAX;  // that is made; only the first warp knows
   if (threadIdx.x < 32) {
     if (threadIdx.x == 0) {
       block.kv_head = (two_heads ? 2 : 1) * int(blockIdx.y) / int(p.num_heads / p.num_kv_heads);
       block.walk.start();
     }
     __syncwarp();
-    last_step = block.take_steps(p, block.kSteps - 1);
-    if (last_step == 0) last_step = block.take_steps(p, last_step);
+    block.take_steps(p, block.kSteps - 1);
   }
   __syncthreads();
 
@@ -72,15 +74,19 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   Rows rows(shared_address(own_queries()), block.num_rows(), factor);
 
   const KeyCopy<Keys, T, kHeadDim> copy(p, block.kv_head);
-  // In shared memory: K and V of the tile, and what is free for the next K (and, where they travel together, V).
-  uint32_t k_stage = base + kSides * kTileBytes, v_stage = k_stage + kTileBytes, free_stage = v_stage + kTileBytes;
+  // In shared memory, as the lane's ldmatrix needs it: K and V of the tile, and what is free for the next K (and, where
+  // they travel together, V); and the way from there to the thread's first chunk.
+  const uint32_t key_offset = Rows::key_offset(), own_copy = kept(own_chunk - key_offset);
+  uint32_t k = kept(base + kSides * kTileBytes + key_offset), v = k + kTileBytes, free = v + kTileBytes;
+  const uint32_t both = k + free;
 
   uint32_t works = block.steps[0].works;  // of all warps
   if (Rows::kKeepsQueries) cp_async_commit();
-  copy.keys(block.steps[0], k_stage + own_chunk);
+  copy.template keys<false>(block.steps[0], k + own_copy);
   if (!kBoth) cp_async_commit();
-  copy.values(block.steps[0], v_stage + own_chunk);
+  copy.template values<false>(block.steps[0], v + own_copy);
   cp_async_commit();
+  if (works & kLastStep && threadIdx.x < 32) block.take_steps(p, 0);
   if (Rows::kKeepsQueries) {
     cp_async_wait<1>();
     __syncthreads();
@@ -88,66 +94,75 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   }
 
   const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2);
-  constexpr uint32_t kChecked = 1u << 30;  // as work: by query, and the values are not all finite
+  constexpr uint32_t kChecked = 1u << 28;  // as work: by query, and the values are not all finite
   int next_step = 1;
-  while (works) {
+  while (works != kNoStep) {
     uint32_t work = kept(works & own_bits);
     // The barrier behind which the tile's values may be read.
     const auto values_barrier = [&] {
-      if (works & kPartialStep) {
-        const bool not_finite = Copy::holds_not_finite(shared + (v_stage - base), own_chunk);  // its own copies
+      if (works & kByQueryStep) {
+        const uint32_t tile = (kBoth ? k + kTileBytes : v) - key_offset - base;
+        const bool not_finite = Copy::holds_not_finite(shared + tile, own_chunk);  // its own copies
         if (__syncthreads_or(not_finite) && work != own_bits && is_by_query(work)) work = kChecked;
       } else {
         __syncthreads();
       }
     };
-    const auto& next = block.steps[next_step];
     if constexpr (kBoth) {
       cp_async_wait_all();
       values_barrier();
-      copy.template both<kTileBytes>(next, free_stage + own_chunk);
+      free = both - k;
     } else {
       cp_async_wait<1>();
       __syncthreads();
-      copy.keys(next, free_stage + own_chunk);
-      cp_async_commit();
     }
+    const NextStep next = block.steps[next_step];
     const uint32_t next_works = next.works;
+    if (is_unusual(next_works)) {
+      copy.template keys<false>(next, free + own_copy);
+      if constexpr (kBoth) copy.template values<false, kTileBytes>(next, free + own_copy);
+      if (next_works & kLastStep && threadIdx.x < 32) block.take_steps(p, next_step);
+    } else {
+      copy.template keys<true>(next, free + own_copy);
+      if constexpr (kBoth) copy.template values<true, kTileBytes>(next, free + own_copy);
+    }
+    if constexpr (!kBoth) cp_async_commit();
     if (work) {
-      rows.weigh(k_stage, work != own_bits, [&] {
+      rows.weigh(k, work, own_bits, [&](TileMask& mask) {
         const auto& step = block.steps[block.after(kept(next_step), -1)];
+        if (!is_by_query(work)) return mask.set_equal(lumos_range_bits(0, step.num_tokens));
         const Tile keys = {step.slot_begin, step.num_tokens, step.index_begin, 0};
-        if (!is_by_query(work)) return lumos_range_bits(0, keys.num_tokens);
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
         visibility.load(p.intervals, block.side().slot_begin + block.first_row() + row, row < block.num_rows());
-        return visibility.bits(keys, hidden_bits(p.hidden, keys));
+        mask.set_rows(visibility.bits(keys, hidden_bits(p.hidden, keys)));
       });
     }
     if constexpr (!kBoth) {
       cp_async_wait<1>();
       values_barrier();
-      copy.values(next, k_stage + own_chunk);
+      if (is_unusual(next_works)) {
+        copy.template values<false>(next, k + own_copy);
+      } else {
+        copy.template values<true>(next, k + own_copy);
+      }
       cp_async_commit();
     }
-    if (next_step == last_step) last_step = block.take_steps(p, last_step);
-    const uint32_t v = kBoth ? k_stage : v_stage;
-    constexpr int kValues = kBoth ? kTileBytes : 0;
-    if (work == kChecked) {
-      rows.template accumulate_checked<kValues>(v);
-    } else if (work) {
-      rows.template accumulate<kValues>(v);
+    if (work) {
+      constexpr int kOffset = kBoth ? kTileBytes : 0;
+      if (work == kChecked) {
+        rows.template accumulate_checked<kOffset>(kBoth ? k : v);
+      } else {
+        rows.template accumulate<kOffset>(kBoth ? k : v);
+      }
     }
     if constexpr (kBoth) {
-      const uint32_t read = k_stage;
-      k_stage = free_stage;  // of the next tile
-      v_stage = k_stage + kTileBytes;
-      free_stage = read;
+      k = free;  // of the next tile
     } else {
-      const uint32_t read = v_stage;
-      v_stage = k_stage;  // of the next tile
-      k_stage = free_stage;
-      free_stage = read;
+      const uint32_t read = v;
+      v = k;
+      k = free;
+      free = read;
     }
     works = next_works;
     next_step = block.after(next_step);

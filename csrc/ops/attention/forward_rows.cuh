@@ -11,14 +11,13 @@
 #pragma once
 
 #include "cuda/at_offset.cuh"
-#include "cuda/kept.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/mma_first.cuh"
 #include "cuda/not_finite.cuh"
 #include "cuda/swizzle.cuh"
 #include "cuda/unrolled.cuh"
-#include "ops/attention/tile_visibility.cuh"
+#include "ops/attention/forward_mask.cuh"
 
 namespace lumos {
 
@@ -39,11 +38,16 @@ class ForwardRows {
  public:
   static constexpr bool kKeepsQueries = kHeadDim <= 64;  // in registers
 
+  // Of the calling lane in a tile of keys or values: where it has the others' addresses from.
+  __device__ static uint32_t key_offset() {
+    const int lane = threadIdx.x % 32;
+    return Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+
   // q: [32, head_dim] in shared memory, num_rows of them queries, the others zeros. factor: scale log2(e)
   __device__ ForwardRows(uint32_t q, int num_rows, float factor) : factor_(factor) {
     const int lane = threadIdx.x % 32;
     q_ = q + Order::offset(lane % 16, lane / 16);
-    key_offset_ = kept(Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2));
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -70,38 +74,39 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; seen() then
-  // gives the bits of the keys that row `lane` sees. The whole warp calls it.
-  template <class Seen>
-  __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
-    k += key_offset_;
+  // Weights of the tile's keys. k: [64, head_dim] in shared memory, key_offset() further. work: not 0; whole: the value
+  // of it where every row sees all 64, else set_mask(TileMask&) tells which. The whole warp calls it.
+  template <class SetMask>
+  __device__ void weigh(uint32_t k, uint32_t work, uint32_t whole, const SetMask& set_mask) {
     float total[2][2], limit = kLimit;
     while (true) {
       Scores s;
       scores(k, s);
-      if (raises_) {
-        uint32_t bits[2][2][2];
-        if (masked) {
-          spread(seen(), bits);
-          raise<true>(s, bits);
-        } else {
-          raise<false>(s, bits);
-        }
-      }
-      if (masked) {
-        uint32_t bits[2][2][2];
-        const uint64_t row = seen();
-        spread(row, bits);
-        weights_masked(s, bits, {__reduce_and_sync(~0u, uint32_t(row)), __reduce_and_sync(~0u, uint32_t(row >> 32))},
-                       total);
-      } else {
+      if (work == usual_) {
         unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
+      } else {
+        TileMask mask;
+        mask.set_whole();
+        if (work != whole) set_mask(mask);
+        if (!usual_) {
+          work == whole ? raise<false>(s, mask) : raise<true>(s, mask);
+          rising_ = topless_;
+          usual_ = __any_sync(~0u, topless_) ? 0 : whole;
+        }
+        unrolled<kKeys / 16>([&](auto keys) {
+          constexpr uint32_t kGroup = 0xffffu << keys.value % 2 * 16;
+          if ((mask.all[keys.value / 2] & kGroup) == kGroup) {
+            weights<keys.value, false>(s, mask, total);
+          } else {
+            weights<keys.value, true>(s, mask, total);
+          }
+        });
       }
       const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
       if (!__any_sync(~0u, greatest > limit)) break;
       limit = INFINITY;  // once more at most: the greatest score itself is rounded
       rising_ = rows_above(total);
-      raises_ = ~0u;
+      usual_ = 0;
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -110,7 +115,7 @@ class ForwardRows {
     }
   }
 
-  // Adds the weighted values. v: [64, head_dim] in shared memory, kOffset bytes further
+  // Adds the weighted values. v: [64, head_dim] in shared memory, key_offset() + kOffset bytes further
   template <int kOffset>
   __device__ void accumulate(uint32_t v) {
     for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) { multiply(j, b, acc_, 2 * d); });
@@ -143,7 +148,6 @@ class ForwardRows {
   __host__ __device__ static constexpr int turned(int d) { return 2 * d % Order::kGroup * 16; }
   __host__ __device__ static constexpr int added(int d) { return 2 * d / Order::kGroup * Order::kGroup * 16; }
 
-  // k: with the lane's offset
   __device__ void scores(uint32_t k, Scores& s) const {
     unrolled<kDepth>([&](auto depth) {
       constexpr int d = depth.value;
@@ -189,7 +193,6 @@ class ForwardRows {
   // 16 d + 8, 16 d, 16 d + 8: lanes have the addresses of scores().
   template <int kOffset, class Body>
   __device__ void for_values(uint32_t v, const Body& body) const {
-    v += key_offset_;
     unrolled<kDepth>([&](auto depth) {
       unrolled<kKeys / 16>([&](auto keys) {
         constexpr int d = depth.value, j = keys.value;
@@ -221,24 +224,9 @@ class ForwardRows {
     });
   }
 
-  // From one row a lane to the lane's columns of its rows: bit 8 n + c of 64, in two words.
-  __device__ static void spread(uint64_t seen, uint32_t (&bits)[2][2][2]) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = 16 * m + 8 * r + lane / 4;
-        bits[m][r][0] = __shfl_sync(~0u, uint32_t(seen), row) >> lane % 4 * 2;
-        bits[m][r][1] = __shfl_sync(~0u, uint32_t(seen >> 32), row) >> lane % 4 * 2;
-      }
-    }
-  }
-  __device__ static bool sees(const uint32_t (&bits)[2], int n, int c) { return bits[n / 4] >> (n % 4 * 8 + c) & 1; }
-
   // Weights of keys 16 kGroup to 16 kGroup + 15, and their sums on top of those of the groups before.
   template <int kGroup, bool kMasked>
-  __device__ void weights(const Scores& s, const uint32_t (&bits)[2][2][2], float (&total)[2][2]) {
+  __device__ void weights(const Scores& s, const TileMask& mask, float (&total)[2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -249,25 +237,13 @@ class ForwardRows {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const float x = fmaf(s[m][n][2 * r + c], factor_, minus_top_[m][r]);
-            w[c] = exp2_approximate(!kMasked || sees(bits[m][r], n, c) ? x : -INFINITY);
+            w[c] = exp2_approximate(!kMasked || mask.sees(m, r, n, c) ? x : -INFINITY);
             total[m][r] = n + c == 0 ? w[c] : total[m][r] + w[c];
           }
           weights_[m][n / 2][n % 2 * 2 + r] = pack_pair<T>(w[0], w[1]);
         }
       }
     }
-  }
-  // all: the keys that every row sees
-  __device__ void weights_masked(const Scores& s, const uint32_t (&bits)[2][2][2], const uint32_t (&all)[2],
-                                 float (&total)[2][2]) {
-    unrolled<kKeys / 16>([&](auto keys) {
-      constexpr uint32_t kGroup = 0xffffu << keys.value % 2 * 16;
-      if ((all[keys.value / 2] & kGroup) == kGroup) {
-        weights<keys.value, false>(s, bits, total);
-      } else {
-        weights<keys.value, true>(s, bits, total);
-      }
-    });
   }
 
   // Rows of a lane are bits 2 m + r.
@@ -284,7 +260,7 @@ class ForwardRows {
 
   // Gives the rows of rising_ the tile's greatest score as their top, where it is greater. The whole warp calls it.
   template <bool kMasked>
-  __device__ void raise(const Scores& s, const uint32_t (&bits)[2][2][2]) {
+  __device__ void raise(const Scores& s, const TileMask& mask) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -294,7 +270,7 @@ class ForwardRows {
         for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const bool seen = !kMasked || sees(bits[m][r], n, c);
+            const bool seen = !kMasked || mask.sees(m, r, n, c);
             greatest = fmaxf(greatest, seen ? s[m][n][2 * r + c] * factor_ : -INFINITY);
           }
         }
@@ -314,13 +290,11 @@ class ForwardRows {
         }
       }
     }
-    rising_ = topless_;
-    raises_ = __ballot_sync(~0u, topless_);
   }
 
   float factor_;
-  uint32_t q_, key_offset_;
-  uint32_t raises_ = ~0u;  // not 0: some row of the warp takes a new top at the next tile
+  uint32_t q_;
+  uint32_t usual_ = 0;     // the work that needs neither a mask nor a new top; 0: some row of the warp takes one
   uint32_t topless_ = 0;   // rows of the lane that have none yet
   uint32_t rising_ = 0;    // those that take a new one: the topless or, when a tile is computed again, those above it
   uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];

@@ -45,15 +45,16 @@ enum WarpWork : uint32_t { kNothing, kByQuery, kByLength, kUnmasked };
 // Of a warp's two bits of `works`, not kUnmasked.
 __device__ inline bool is_by_query(uint32_t work) { return work & 0x55555555u; }
 
-// Of a step's `works`, where one of them is kByQuery.
-constexpr uint32_t kPartialStep = 1u << 31;
+// A step's `works`: of each warp 2 bits, and flags. One of the warps' is kByQuery; the last step made so far; any of
+// these, or fewer than 64 keys. Behind the last step of all follows kNoStep, without keys.
+constexpr uint32_t kByQueryStep = 1u << 31, kLastStep = 1u << 29, kUnusualStep = 1u << 30, kNoStep = kUnusualStep;
+__device__ inline bool is_unusual(uint32_t works) { return works >= kUnusualStep; }
 
 // In shared memory, to spare registers.
 template <class T, class Keys>
 struct ForwardBlock {
   static constexpr int kSteps = 16, kBatch = 8;  // a ring, a power of 2
   static_assert(kBatch <= kSteps - 2);           // the two steps in use stay while a batch is made
-  // `works`: WarpWork, 2 bits for each warp, and kPartialStep. Behind the last one follows a step without keys and works.
   KeyTile<Keys> steps[kSteps];
   ForwardSide sides[kSides];
   int kv_head;
@@ -66,12 +67,12 @@ struct ForwardBlock {
 
   __device__ static int after(int step, int count = 1) { return (step + count) & (kSteps - 1); }
 
-  // Makes at least one step behind `last` and returns the last one now. The whole first warp calls it.
-  __device__ int take_steps(const lumos_attention_params& p, int last) {
+  // Makes at least one step behind `last`. The whole first warp calls it.
+  __device__ void take_steps(const lumos_attention_params& p, int last) {
     const int lane = threadIdx.x;
     if (walk.done()) {
-      steps[after(last)] = {};
-      return after(last);
+      steps[after(last)] = {0, 0, 0, kNoStep};
+      return;
     }
     const int count = min(walk.end - walk.tile, kBatch);
     Tile keys = {};
@@ -80,20 +81,19 @@ struct ForwardBlock {
     const bool masked = !cut_unseen(p, count, keys);
     if (lane < count) {
       const WarpWork whole = keys.num_tokens == LUMOS_TILE_TOKENS ? kUnmasked : kByLength;
-      uint32_t works = 0;
+      uint32_t works = lane == count - 1 ? kLastStep | kUnusualStep : whole == kUnmasked ? 0 : kUnusualStep;
 #pragma unroll
       for (int w = 0; w < kForwardWarps; ++w) {
         const int side = w * kWarpRows / LUMOS_TILE_TOKENS;
         const TileState state = walk.states[side];
         if (sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS && state != kUnseen)
-          works |= masked && state == kPartial ? kByQuery << 2 * w | kPartialStep : whole << 2 * w;
+          works |= masked && state == kPartial ? kByQuery << 2 * w | kByQueryStep : whole << 2 * w;
       }
       steps[after(last, 1 + lane)] = {keys.slot_begin, keys.num_tokens, keys.index_begin, works, place};
     }
     __syncwarp();
     if (lane == 0) walk.advance(count);
     __syncwarp();
-    return after(last, count);
   }
 
  private:

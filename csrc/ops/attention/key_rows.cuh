@@ -1,7 +1,7 @@
 // Where the rows of a key tile lie in global memory, and their way into shared memory.
 //
-// A block of kCopyThreads copies a tile of 64 rows, kRows at a time: four neighbouring threads have 64 bytes of a row,
-// two whole sectors, in each of kPasses passes.
+// A block of kCopyThreads copies a tile of 64 rows, kRows at a time: `kAcross` neighbouring threads have neighbouring
+// chunks of one row, in each of kPasses passes.
 #pragma once
 
 #include "cuda/at_offset.cuh"
@@ -21,11 +21,16 @@ template <class T, int kHeadDim>
 struct TileCopy {
   static constexpr int kRowBytes = kHeadDim * int(sizeof(T));
   using Order = Swizzle<kRowBytes>;
-  static constexpr int kAcross = 4, kPasses = kRowBytes / 16 / kAcross;
+  // Rows of 128 bytes are copied in two halves, whole sectors: half as many addresses.
+  static constexpr int kAcross = kRowBytes == 128 ? 4 : Order::kGroup, kPasses = kRowBytes / 16 / kAcross;
   static constexpr int kRows = kCopyThreads / kAcross, kSteps = LUMOS_TILE_TOKENS / kRows;
   static_assert(kRows % 8 == 0);  // rows that a thread copies have equal turns
 
-  __device__ static int row() { return threadIdx.x / kAcross; }
+  // 8 lanes at once meet all banks: where they have two rows, these are 4 apart, for then their turns are.
+  __device__ static int row() {
+    if (kAcross == Order::kGroup) return threadIdx.x / kAcross;
+    return threadIdx.x / 32 * 8 + threadIdx.x % 32 / 8 + threadIdx.x / 4 % 2 * 4;
+  }
   __device__ static int chunk() { return threadIdx.x % kAcross; }
   // Of the thread's first chunk. That of step i and pass j: (offset ^ turned(j)) + place(i, j)
   __device__ static uint32_t offset() { return Order::offset(row(), chunk()); }
@@ -158,42 +163,17 @@ class KeyCopy<PackedKeys, T, kHeadDim> {
       v_stride_bytes_ = kept(v_stride_bytes_);
     }
   }
-  __device__ void keys(const Keys& tile, uint32_t to) const {
-    if (tile.num_tokens == LUMOS_TILE_TOKENS) {
-      keys<true>(tile, to);
-    } else {
-      keys<false>(tile, to);
-    }
-  }
-  __device__ void values(const Keys& tile, uint32_t to) const {
-    if (tile.num_tokens == LUMOS_TILE_TOKENS) {
-      values<true>(tile, to);
-    } else {
-      values<false>(tile, to);
-    }
-  }
-  // Keys, and values kValues bytes behind them.
-  template <int kValues>
-  __device__ void both(const Keys& tile, uint32_t to) const {
-    if (tile.num_tokens == LUMOS_TILE_TOKENS) {
-      keys<true>(tile, to);
-      values<true, kValues>(tile, to);
-    } else {
-      keys<false>(tile, to);
-      values<false, kValues>(tile, to);
-    }
-  }
-
- private:
+  // kWhole: it has 64 keys. kValues: bytes behind `to`
   template <bool kWhole>
   __device__ void keys(const Keys& tile, uint32_t to) const {
     Copy::template rows<kWhole>(k_ + tile.place.k_bytes, k_stride_bytes_, tile.num_tokens, to);
   }
-  template <bool kWhole, int kTo = 0>
+  template <bool kWhole, int kValues = 0>
   __device__ void values(const Keys& tile, uint32_t to) const {
-    Copy::template rows<kWhole, kTo>(v_ + tile.place.v_bytes, v_stride_bytes_, tile.num_tokens, to);
+    Copy::template rows<kWhole, kValues>(v_ + tile.place.v_bytes, v_stride_bytes_, tile.num_tokens, to);
   }
 
+ private:
   uint64_t k_, v_;  // the thread's first chunk of a tile at slot 0, in global memory
   uint64_t k_stride_bytes_, v_stride_bytes_;
 };
@@ -205,12 +185,13 @@ class KeyCopy<PagedKeys, T, kHeadDim> {
 
  public:
   __device__ KeyCopy(const lumos_attention_params& p, const int& head) : p_(p), head_(head) {}
-  __device__ void keys(const Keys& tile, uint32_t to) const { rows(p_.k, tile, to); }
-  __device__ void values(const Keys& tile, uint32_t to) const { rows(p_.v, tile, to); }
-  template <int kValues>
-  __device__ void both(const Keys& tile, uint32_t to) const {
-    keys(tile, to);
-    values(tile, to + kValues);
+  template <bool>
+  __device__ void keys(const Keys& tile, uint32_t to) const {
+    rows(p_.k, tile, to);
+  }
+  template <bool, int kValues = 0>
+  __device__ void values(const Keys& tile, uint32_t to) const {
+    rows(p_.v, tile, to + kValues);
   }
 
  private:
