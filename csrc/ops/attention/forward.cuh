@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     Copy::template rows<false>(Copy::first_chunk(p.q, side.slot_begin, side.head), p.q.stride_token * sizeof(T),
                                side.num_rows, base + own_chunk + i * kTileBytes);
     if (threadIdx.x < 32)
-      side.same_rows = have_same_bounds(p.intervals + side.slot_begin * LUMOS_NUM_INTERVALS, side.num_rows);
+      side.same_rows = have_same_bounds(p.intervals, side.slot_begin, side.num_rows);
     if (threadIdx.x == 0) {
       block.sides[i] = side;
       if (side.num_rows) {
@@ -74,11 +74,11 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   Rows rows(shared_address(own_queries()), block.num_rows(), factor);
 
   const KeyCopy<Keys, T, kHeadDim> copy(p, block.kv_head);
-  // In shared memory, as the lane's ldmatrix needs it: K and V of the tile, and what is free for the next K (and, where
-  // they travel together, V); and the way from there to the thread's first chunk.
-  const uint32_t key_offset = Rows::key_offset(), own_copy = kept(own_chunk - key_offset);
-  uint32_t k = kept(base + kSides * kTileBytes + key_offset), v = k + kTileBytes, free = v + kTileBytes;
-  const uint32_t both = k + free;
+  // The lane's first chunk of K and V of the tile, and of what is free for the next K (and, where they travel together,
+  // V); and the way from there to the first chunk that the thread copies.
+  const uint32_t first_chunk = Rows::first_chunk(), own_copy = kept(own_chunk - first_chunk);
+  uint32_t k = kept(base + kSides * kTileBytes + first_chunk), v = k + kTileBytes, free = v + kTileBytes;
+  const uint32_t both = kept(k + free);
 
   uint32_t works = block.steps[0].works;  // of all warps
   if (Rows::kKeepsQueries) cp_async_commit();
@@ -96,12 +96,12 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2);
   constexpr uint32_t kChecked = 1u << 28;  // as work: by query, and the values are not all finite
   int next_step = 1;
-  while (works != kNoStep) {
+  while (__builtin_expect(works != kNoStep, true)) {
     uint32_t work = kept(works & own_bits);
     // The barrier behind which the tile's values may be read.
     const auto values_barrier = [&] {
-      if (works & kByQueryStep) {
-        const uint32_t tile = (kBoth ? k + kTileBytes : v) - key_offset - base;
+      if (__builtin_expect(works & kByQueryStep, false)) {
+        const uint32_t tile = (kBoth ? k + kTileBytes : v) - first_chunk - base;
         const bool not_finite = Copy::holds_not_finite(shared + tile, own_chunk);  // its own copies
         if (__syncthreads_or(not_finite) && work != own_bits && is_by_query(work)) work = kChecked;
       } else {
@@ -111,14 +111,14 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     if constexpr (kBoth) {
       cp_async_wait_all();
       values_barrier();
-      free = both - k;
+      free = kept(both - k);
     } else {
       cp_async_wait<1>();
       __syncthreads();
     }
     const NextStep next = block.steps[next_step];
     const uint32_t next_works = next.works;
-    if (is_unusual(next_works)) {
+    if (__builtin_expect(is_unusual(next_works), false)) {
       copy.template keys<false>(next, free + own_copy);
       if constexpr (kBoth) copy.template values<false, kTileBytes>(next, free + own_copy);
       if (next_works & kLastStep && threadIdx.x < 32) block.take_steps(p, next_step);
@@ -127,8 +127,14 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       if constexpr (kBoth) copy.template values<true, kTileBytes>(next, free + own_copy);
     }
     if constexpr (!kBoth) cp_async_commit();
-    if (work) {
-      rows.weigh(k, work, own_bits, [&](TileMask& mask) {
+    typename Rows::Chunks chunks;
+    if (__builtin_expect(work, true)) {
+      Rows::turn(k, chunks);
+      if (kBoth) {
+#pragma unroll
+        for (int i = 1; i < Rows::kTurns; ++i) chunks[i] = kept(chunks[i]);
+      }
+      rows.weigh(chunks, work, own_bits, [&](TileMask& mask) {
         const auto& step = block.steps[block.after(kept(next_step), -1)];
         if (!is_by_query(work)) return mask.set_equal(lumos_range_bits(0, step.num_tokens));
         const Tile keys = {step.slot_begin, step.num_tokens, step.index_begin, 0};
@@ -148,12 +154,13 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       }
       cp_async_commit();
     }
-    if (work) {
+    if (__builtin_expect(work, true)) {
+      if (!kBoth) Rows::turn(v, chunks);
       constexpr int kOffset = kBoth ? kTileBytes : 0;
-      if (work == kChecked) {
-        rows.template accumulate_checked<kOffset>(kBoth ? k : v);
+      if (__builtin_expect(work == kChecked, false)) {
+        rows.template accumulate_checked<kOffset>(chunks);
       } else {
-        rows.template accumulate<kOffset>(kBoth ? k : v);
+        rows.template accumulate<kOffset>(chunks);
       }
     }
     if constexpr (kBoth) {

@@ -36,12 +36,19 @@ class ForwardRows {
   using Scores = float[2][kKeys / 8][4];
 
  public:
+  static constexpr int kRows = 32;
   static constexpr bool kKeepsQueries = kHeadDim <= 64;  // in registers
 
-  // Of the calling lane in a tile of keys or values: where it has the others' addresses from.
-  __device__ static uint32_t key_offset() {
+  // What the calling lane needs of a tile of keys or values in shared memory: its chunks 2 d, which turn and repeat.
+  static constexpr int kTurns = kDepth < Order::kGroup / 2 ? kDepth : Order::kGroup / 2;
+  using Chunks = uint32_t[kTurns];
+  __device__ static uint32_t first_chunk() {
     const int lane = threadIdx.x % 32;
     return Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+  __device__ static void turn(uint32_t first, Chunks& chunks) {
+#pragma unroll
+    for (int d = 0; d < kTurns; ++d) chunks[d] = first ^ turned(d);
   }
 
   // q: [32, head_dim] in shared memory, num_rows of them queries, the others zeros. factor: scale log2(e)
@@ -74,15 +81,15 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory, key_offset() further. work: not 0; whole: the value
+  // Weights of the tile's keys. k: [64, head_dim] in shared memory. work: not 0; whole: the value
   // of it where every row sees all 64, else set_mask(TileMask&) tells which. The whole warp calls it.
   template <class SetMask>
-  __device__ void weigh(uint32_t k, uint32_t work, uint32_t whole, const SetMask& set_mask) {
+  __device__ void weigh(const Chunks& k, uint32_t work, uint32_t whole, const SetMask& set_mask) {
     float total[2][2], limit = kLimit;
     while (true) {
       Scores s;
       scores(k, s);
-      if (work == usual_) {
+      if (__builtin_expect(work == usual_, true)) {
         unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
       } else {
         TileMask mask;
@@ -103,7 +110,7 @@ class ForwardRows {
         });
       }
       const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
-      if (!__any_sync(~0u, greatest > limit)) break;
+      if (__builtin_expect(!__any_sync(~0u, greatest > limit), true)) break;
       limit = INFINITY;  // once more at most: the greatest score itself is rounded
       rising_ = rows_above(total);
       usual_ = 0;
@@ -115,15 +122,15 @@ class ForwardRows {
     }
   }
 
-  // Adds the weighted values. v: [64, head_dim] in shared memory, key_offset() + kOffset bytes further
+  // Adds the weighted values. v: [64, head_dim] in shared memory, kOffset bytes further
   template <int kOffset>
-  __device__ void accumulate(uint32_t v) {
+  __device__ void accumulate(const Chunks& v) {
     for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) { multiply(j, b, acc_, 2 * d); });
   }
 
   // The same where some values are not finite, and reach only the rows whose weight of them is above 0.
   template <int kOffset>
-  __device__ void accumulate_checked(uint32_t v) {
+  __device__ void accumulate_checked(const Chunks& v) {
     for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
@@ -148,7 +155,7 @@ class ForwardRows {
   __host__ __device__ static constexpr int turned(int d) { return 2 * d % Order::kGroup * 16; }
   __host__ __device__ static constexpr int added(int d) { return 2 * d / Order::kGroup * Order::kGroup * 16; }
 
-  __device__ void scores(uint32_t k, Scores& s) const {
+  __device__ void scores(const Chunks& k, Scores& s) const {
     unrolled<kDepth>([&](auto depth) {
       constexpr int d = depth.value;
       uint32_t a[2][4];
@@ -164,7 +171,7 @@ class ForwardRows {
       unrolled<kKeys / 16>([&](auto keys) {
         constexpr int j = keys.value;
         uint32_t b[4];
-        ldmatrix_at<added(d) + j * 16 * kRowBytes>(b, k ^ turned(d));
+        ldmatrix_at<added(d) + j * 16 * kRowBytes>(b, k[d % kTurns]);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           if constexpr (d == 0) {
@@ -190,14 +197,14 @@ class ForwardRows {
   }
 
   // body(j, d, b) with the matrices b of 8 keys x 8 channels from keys 16 j, 16 j, 16 j + 8, 16 j + 8 and channels 16 d,
-  // 16 d + 8, 16 d, 16 d + 8: lanes have the addresses of scores().
+  // 16 d + 8, 16 d, 16 d + 8: from the addresses of scores().
   template <int kOffset, class Body>
-  __device__ void for_values(uint32_t v, const Body& body) const {
+  __device__ void for_values(const Chunks& v, const Body& body) const {
     unrolled<kDepth>([&](auto depth) {
       unrolled<kKeys / 16>([&](auto keys) {
         constexpr int d = depth.value, j = keys.value;
         uint32_t b[4];
-        ldmatrix_transposed_at<kOffset + added(d) + j * 16 * kRowBytes>(b, v ^ turned(d));
+        ldmatrix_transposed_at<kOffset + added(d) + j * 16 * kRowBytes>(b, v[d % kTurns]);
         body(j, d, b);
       });
     });
@@ -205,7 +212,7 @@ class ForwardRows {
 
   // sign: 0x8000 for -inf. NaN counts for both signs.
   template <int kOffset>
-  __device__ void add_infinities(uint32_t v, uint32_t sign) {
+  __device__ void add_infinities(const Chunks& v, uint32_t sign) {
     float weight[2][2][4];  // of the infinities in 16 channels
     for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll

@@ -30,11 +30,16 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
   return found;
 }
 
-// Whether rows see the same keys by their bounds. The whole warp calls it. intervals: of the first one
-__device__ inline bool have_same_bounds(const int32_t* intervals, int num_rows) {
+// Whether the rows from a slot on have the same bounds. The whole warp calls it.
+__device__ inline bool have_same_bounds(const int32_t* intervals, int64_t slot_begin, int num_rows) {
+  RowVisibility first, row;
+  first.load(intervals, slot_begin, num_rows > 0);
   bool same = true;
-  for (int i = threadIdx.x % 32; i < (num_rows - 1) * LUMOS_NUM_INTERVALS; i += 32)
-    same &= __ldg(intervals + i) == __ldg(intervals + i + LUMOS_NUM_INTERVALS);
+  for (int i = threadIdx.x % 32; i < num_rows; i += 32) {
+    row.load(intervals, slot_begin + i, true);
+#pragma unroll
+    for (int j = 0; j < LUMOS_NUM_INTERVALS; ++j) same &= row.intervals[j] == first.intervals[j];
+  }
   return __all_sync(~0u, same);
 }
 
@@ -69,7 +74,7 @@ struct ForwardBlock {
 
   // Makes at least one step behind `last`. The whole first warp calls it.
   __device__ void take_steps(const lumos_attention_params& p, int last) {
-    const int lane = threadIdx.x;
+    const int lane = threadIdx.x % kLanes;  // of each side: the tile from walk.tile on that it makes a step of
     if (walk.done()) {
       steps[after(last)] = {0, 0, 0, kNoStep};
       return;
@@ -79,7 +84,7 @@ struct ForwardBlock {
     if (lane < count) keys = load_tile(p.key_tiles, walk.tile + lane);
     const auto place = Keys::template place<T>(p, keys);
     const bool masked = !cut_unseen(p, count, keys);
-    if (lane < count) {
+    if (threadIdx.x < count) {
       const WarpWork whole = keys.num_tokens == LUMOS_TILE_TOKENS ? kUnmasked : kByLength;
       uint32_t works = lane == count - 1 ? kLastStep | kUnusualStep : whole == kUnmasked ? 0 : kUnusualStep;
 #pragma unroll
@@ -92,41 +97,38 @@ struct ForwardBlock {
       steps[after(last, 1 + lane)] = {keys.slot_begin, keys.num_tokens, keys.index_begin, works, place};
     }
     __syncwarp();
-    if (lane == 0) walk.advance(count);
+    if (threadIdx.x == 0) walk.advance(count);
     __syncwarp();
   }
 
  private:
+  static constexpr int kLanes = 32 / kSides;
+  static_assert(kSides == 2 && kBatch <= kLanes);
+
   // Where all rows that meet the lane's tile see its first keys and not the others, these are cut off: nothing is left
   // to mask but the tile's end. False where that is not so. The whole first warp calls it.
   __device__ bool cut_unseen(const lumos_attention_params& p, int count, Tile& keys) const {
-    bool partial = false, alike = true;
-#pragma unroll
-    for (int i = 0; i < kSides; ++i) {
-      partial |= walk.states[i] == kPartial;
-      alike &= walk.states[i] != kPartial || sides[i].same_rows;
-    }
-    if (!partial || !alike) return !partial;
+    const int side = threadIdx.x / kLanes;
+    const TileState state = walk.states[side], other_state = walk.states[1 - side];
+    if (state != kPartial && other_state != kPartial) return true;
+    if (!__all_sync(~0u, state != kPartial || sides[side].same_rows)) return false;
     uint64_t hidden = 0;
+#pragma unroll 1
     for (int i = 0; i < count; ++i) {
       const uint64_t bits = hidden_bits(p.hidden, load_tile(p.key_tiles, walk.tile + i));
-      if (i == int(threadIdx.x)) hidden = bits;
+      if (i == int(threadIdx.x % kLanes)) hidden = bits;
     }
-    uint64_t every = ~UINT64_C(0), some = 0;  // keys that all of the sides see, and that one of them sees
-#pragma unroll
-    for (int i = 0; i < kSides; ++i) {
-      if (walk.states[i] == kUnseen) continue;
-      uint64_t bits = lumos_range_bits(0, keys.num_tokens);
-      if (walk.states[i] == kPartial) {
-        RowVisibility visibility;
-        visibility.load(p.intervals, sides[i].slot_begin, true);
-        bits = visibility.bits(keys, hidden);
-      }
-      every &= bits;
-      some |= bits;
+    uint64_t bits = lumos_range_bits(0, keys.num_tokens);
+    if (state == kPartial) {
+      RowVisibility visibility;
+      visibility.load(p.intervals, sides[side].slot_begin, true);
+      bits = visibility.bits(keys, hidden);
     }
-    if (every != some || (some & (some + 1)) != 0 || some == 0) return false;
-    keys.num_tokens = __popcll(some);
+    const uint64_t other = __shfl_xor_sync(~0u, bits, kLanes);
+    if (state == kUnseen) bits = other;
+    const bool alike = other_state == kUnseen || state == kUnseen || bits == other;
+    if (!alike || bits & (bits + 1) || bits == 0) return false;
+    keys.num_tokens = __popcll(bits);
     return true;
   }
 };
