@@ -118,33 +118,53 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     }
     const NextStep next = block.steps[next_step];
     const uint32_t next_works = next.works;
+    const auto ask = [&](auto whole) {
+      copy.template keys<whole>(next, free + own_copy);
+      if constexpr (kBoth) copy.template values<whole, kTileBytes>(next, free + own_copy);
+    };
     if (__builtin_expect(is_unusual(next_works), false)) {
-      copy.template keys<false>(next, free + own_copy);
-      if constexpr (kBoth) copy.template values<false, kTileBytes>(next, free + own_copy);
+      if (next.num_tokens == LUMOS_TILE_TOKENS) {
+        ask(std::true_type());
+      } else {
+        ask(std::false_type());
+      }
       if (next_works & kLastStep && threadIdx.x < 32) block.take_steps(p, next_step);
     } else {
-      copy.template keys<true>(next, free + own_copy);
-      if constexpr (kBoth) copy.template values<true, kTileBytes>(next, free + own_copy);
+      ask(std::true_type());
     }
     if constexpr (!kBoth) cp_async_commit();
     typename Rows::Chunks chunks;
-    if (__builtin_expect(work, true)) {
-      Rows::turn(k, chunks);
-      if (kBoth) {
+    Rows::turn(k, chunks);
+    if (kBoth) {
 #pragma unroll
-        for (int i = 1; i < Rows::kTurns; ++i) chunks[i] = kept(chunks[i]);
-      }
+      for (int i = 1; i < Rows::kTurns; ++i) chunks[i] = kept(chunks[i]);
+    }
+    const auto weigh = [&] {
       rows.weigh(chunks, work, own_bits, [&](TileMask& mask) {
         const auto& step = block.steps[block.after(kept(next_step), -1)];
-        if (!is_by_query(work)) return mask.set_equal(lumos_range_bits(0, step.num_tokens));
+        if (!is_by_query(work)) return mask.set_first(step.num_tokens);
         const Tile keys = {step.slot_begin, step.num_tokens, step.index_begin, 0};
         const int row = threadIdx.x % 32;
         RowVisibility visibility;
         visibility.load(p.intervals, block.side().slot_begin + block.first_row() + row, row < block.num_rows());
         mask.set_rows(visibility.bits(keys, hidden_bits(p.hidden, keys)));
       });
-    }
-    if constexpr (!kBoth) {
+    };
+    if constexpr (kBoth) {
+      float total[2][2];
+      if (__builtin_expect(rows.is_usual(work) && rows.weigh_usual(chunks, total), true)) {
+        rows.add(total);
+        rows.template accumulate<kTileBytes>(chunks);
+      } else if (work) {
+        weigh();
+        if (work == kChecked) {
+          rows.template accumulate_checked<kTileBytes>(chunks);
+        } else {
+          rows.template accumulate<kTileBytes>(chunks);
+        }
+      }
+    } else {
+      if (work) weigh();
       cp_async_wait<1>();
       values_barrier();
       if (is_unusual(next_works)) {
@@ -153,14 +173,11 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
         copy.template values<true>(next, k + own_copy);
       }
       cp_async_commit();
-    }
-    if (__builtin_expect(work, true)) {
-      if (!kBoth) Rows::turn(v, chunks);
-      constexpr int kOffset = kBoth ? kTileBytes : 0;
-      if (__builtin_expect(work == kChecked, false)) {
-        rows.template accumulate_checked<kOffset>(chunks);
-      } else {
-        rows.template accumulate<kOffset>(chunks);
+      Rows::turn(v, chunks);
+      if (work == kChecked) {
+        rows.template accumulate_checked<0>(chunks);
+      } else if (work) {
+        rows.template accumulate<0>(chunks);
       }
     }
     if constexpr (kBoth) {

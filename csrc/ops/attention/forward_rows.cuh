@@ -55,13 +55,12 @@ class ForwardRows {
   __device__ ForwardRows(uint32_t q, int num_rows, float factor) : factor_(factor) {
     const int lane = threadIdx.x % 32;
     q_ = q + Order::offset(lane % 16, lane / 16);
+    rising_ = topless_ = (1u << (num_rows + 7 - lane / 4) / 8) - 1;  // rows 8 i + lane / 4 < num_rows
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         minus_top_[m][r] = sum_[m][r] = 0.0f;
-        topless_ |= uint32_t(16 * m + 8 * r + lane / 4 < num_rows) << (2 * m + r);
-        rising_ = topless_;
       }
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
@@ -81,45 +80,53 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory. work: not 0; whole: the value
-  // of it where every row sees all 64, else set_mask(TileMask&) tells which. The whole warp calls it.
+  // Whether weigh_usual does the work.
+  __device__ bool is_usual(uint32_t work) const { return work == usual_; }
+
+  // Weights of a tile's keys where every row sees them all and has its top, and their sums, to be added. False where a row
+  // must take a new one: nothing is done then. k: [64, head_dim] in shared memory. The whole warp calls it.
+  __device__ bool weigh_usual(const Chunks& k, float (&total)[2][2]) {
+    Scores s;
+    scores(k, s);
+    unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, kEvery>(s, {}, total); });
+    return !any_above(total, kLimit);
+  }
+  __device__ void add(const float (&total)[2][2]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum_[i / 2][i % 2] += total[i / 2][i % 2];
+  }
+
+  // The same in general. work: not 0; whole: the value of it where every row sees all 64 keys, else set_mask(TileMask&)
+  // tells which.
   template <class SetMask>
   __device__ void weigh(const Chunks& k, uint32_t work, uint32_t whole, const SetMask& set_mask) {
     float total[2][2], limit = kLimit;
     while (true) {
       Scores s;
       scores(k, s);
-      if (__builtin_expect(work == usual_, true)) {
-        unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
-      } else {
-        TileMask mask;
-        mask.set_whole();
-        if (work != whole) set_mask(mask);
-        if (!usual_) {
-          work == whole ? raise<false>(s, mask) : raise<true>(s, mask);
-          rising_ = topless_;
-          usual_ = __any_sync(~0u, topless_) ? 0 : whole;
-        }
-        unrolled<kKeys / 16>([&](auto keys) {
-          constexpr uint32_t kGroup = 0xffffu << keys.value % 2 * 16;
-          if ((mask.all[keys.value / 2] & kGroup) == kGroup) {
-            weights<keys.value, false>(s, mask, total);
-          } else {
-            weights<keys.value, true>(s, mask, total);
-          }
-        });
+      TileMask mask;
+      mask.set_whole();
+      if (work != whole) set_mask(mask);
+      if (usual_ == kNoWork) {
+        work == whole ? raise<false>(s, mask) : raise<true>(s, mask);
+        rising_ = topless_;
+        usual_ = __any_sync(~0u, topless_) ? kNoWork : whole;
       }
-      const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
-      if (__builtin_expect(!__any_sync(~0u, greatest > limit), true)) break;
+      unrolled<kKeys / 16>([&](auto keys) {
+        constexpr int j = keys.value;
+        if (mask.every_row_sees_all_of(j)) {
+          weights<j, kEvery>(s, mask, total);
+        } else if (mask.equal) {
+          weights<j, kByColumn>(s, mask, total);
+        } else {
+          weights<j, kByRow>(s, mask, total);
+        }
+      });
+      if (!any_above(total, limit)) break;
       limit = INFINITY;  // once more at most: the greatest score itself is rounded
-      rising_ = rows_above(total);
-      usual_ = 0;
+      take_new_tops(total);
     }
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) sum_[m][r] += total[m][r];
-    }
+    add(total);
   }
 
   // Adds the weighted values. v: [64, head_dim] in shared memory, kOffset bytes further
@@ -231,8 +238,11 @@ class ForwardRows {
     });
   }
 
+  // Which keys of a group have weights: all, some but the same for every row, or those that the row sees.
+  enum Seen { kEvery, kByColumn, kByRow };
+
   // Weights of keys 16 kGroup to 16 kGroup + 15, and their sums on top of those of the groups before.
-  template <int kGroup, bool kMasked>
+  template <int kGroup, Seen kSeen>
   __device__ void weights(const Scores& s, const TileMask& mask, float (&total)[2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -244,7 +254,8 @@ class ForwardRows {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const float x = fmaf(s[m][n][2 * r + c], factor_, minus_top_[m][r]);
-            w[c] = exp2_approximate(!kMasked || mask.sees(m, r, n, c) ? x : -INFINITY);
+            const bool seen = kSeen == kEvery || (kSeen == kByRow ? mask.sees(m, r, n, c) : mask.sees(0, 0, n, c));
+            w[c] = exp2_approximate(seen ? x : -INFINITY);
             total[m][r] = n + c == 0 ? w[c] : total[m][r] + w[c];
           }
           weights_[m][n / 2][n % 2 * 2 + r] = pack_pair<T>(w[0], w[1]);
@@ -253,16 +264,21 @@ class ForwardRows {
     }
   }
 
-  // Rows of a lane are bits 2 m + r.
-  __device__ static uint32_t rows_above(const float (&total)[2][2]) {
+  __device__ static bool any_above(const float (&total)[2][2], float limit) {
+    const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
+    return __any_sync(~0u, greatest > limit);
+  }
+
+  // The rows whose weights are above the limit take a new top when the tile is weighed again: bits 2 m + r of the lane's.
+  __device__ void take_new_tops(const float (&total)[2][2]) {
     const uint32_t quad = 15u << threadIdx.x % 32 / 4 * 4;
-    uint32_t rows = 0;
+    rising_ = 0;
+    usual_ = kNoWork;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t lanes = __ballot_sync(~0u, total[i / 2][i % 2] > kLimit);
-      rows |= uint32_t((lanes & quad) != 0) << i;
+      rising_ |= uint32_t((lanes & quad) != 0) << i;
     }
-    return rows;
   }
 
   // Gives the rows of rising_ the tile's greatest score as their top, where it is greater. The whole warp calls it.
@@ -287,6 +303,7 @@ class ForwardRows {
         if (rising_ >> (2 * m + r) & 1 && greatest > before) {
           minus_top_[m][r] = -greatest;
           topless_ &= ~(1u << (2 * m + r));
+          if (before == -INFINITY) continue;  // all sums are 0
           const float shrink = exp2_approximate(before - greatest);
           sum_[m][r] *= shrink;
 #pragma unroll
@@ -301,9 +318,10 @@ class ForwardRows {
 
   float factor_;
   uint32_t q_;
-  uint32_t usual_ = 0;     // the work that needs neither a mask nor a new top; 0: some row of the warp takes one
-  uint32_t topless_ = 0;   // rows of the lane that have none yet
-  uint32_t rising_ = 0;    // those that take a new one: the topless or, when a tile is computed again, those above it
+  static constexpr uint32_t kNoWork = ~0u;
+  uint32_t usual_ = kNoWork;  // the work that needs neither a mask nor a new top; kNoWork: some row of the warp takes one
+  uint32_t topless_;  // rows of the lane that have none yet
+  uint32_t rising_;   // those that take a new one: the topless or, when a tile is computed again, those above it
   uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];
   float acc_[2][kHeadDim / 8][4], minus_top_[2][2], sum_[2][2];
   uint32_t weights_[2][kKeys / 16][4];

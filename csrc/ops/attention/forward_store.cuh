@@ -1,6 +1,7 @@
 // Results of a warp's 32 rows, to global memory.
 #pragma once
 
+#include "cuda/kept.cuh"
 #include "cuda/vector.cuh"
 #include "ops/attention/forward_rows.cuh"
 
@@ -55,7 +56,8 @@ __device__ void store_rows(const lumos_attention_params& p, const ForwardRows<T,
   // kGroup neighbouring lanes copy a row, kRows rows at once.
   constexpr int kRows = 32 / kGroup;
   const int row = lane / kGroup, chunk = lane % kGroup;
-  const uint32_t offset = Order::offset(row, chunk);
+  // Rows 4 apart turn by 4 where kGroup is 8; rows 8 apart have equal turns.
+  const unsigned char* const from[] = {own + Order::offset(row, chunk), own + Order::offset(row, chunk ^ 4)};
   const int64_t stride = p.num_heads * kHeadDim;
   T* to = static_cast<T*>(p.out) + (slot_begin + row) * stride + head * kHeadDim + chunk * 8;
 #pragma unroll
@@ -63,11 +65,10 @@ __device__ void store_rows(const lumos_attention_params& p, const ForwardRows<T,
     if (row + i < num_rows) {
 #pragma unroll
       for (int j = 0; j < kHeadDim / 8; j += kGroup) {
-        const uint32_t turned = offset ^ i * 16 % (kGroup * 16);  // rows 4 apart turn by 4 where kGroup is 8
-        store_vector(to + j * 8, *reinterpret_cast<const uint4*>(own + turned + (i * kRowBytes + j * 16)));
+        store_vector(to + j * 8, *reinterpret_cast<const uint4*>(from[i % 8 / 4] + (i * kRowBytes + j * 16)));
       }
     }
-    to += kRows * stride;
+    to = kept(to + kRows * stride);
   }
 }
 

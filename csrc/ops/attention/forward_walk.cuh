@@ -14,7 +14,8 @@ constexpr int kSides = kForwardWarps * kWarpRows / LUMOS_TILE_TOKENS;
 // Query tile and head of one side; num_rows is 0 for a side without work.
 struct ForwardSide {
   int tile, head, num_rows, slot_begin;
-  bool same_rows;  // see the same keys
+  bool same_rows;  // they see the same keys
+  uint32_t warps;  // 1 in the two bits of `works` of each warp that has rows
 };
 
 // Block (x, y): the last tiles first, for under a causal layout they see the most keys.
@@ -27,6 +28,8 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
   const Tile tile = exists ? load_tile(p.query_tiles, found.tile) : Tile{0, 0, 0, 0};
   found.num_rows = tile.num_tokens;
   found.slot_begin = tile.slot_begin;
+  const int first_warp = side * (LUMOS_TILE_TOKENS / kWarpRows);
+  found.warps = uint32_t(found.num_rows > 0) << 2 * first_warp | uint32_t(found.num_rows > kWarpRows) << 2 * first_warp + 2;
   return found;
 }
 
@@ -88,11 +91,10 @@ struct ForwardBlock {
       const WarpWork whole = keys.num_tokens == LUMOS_TILE_TOKENS ? kUnmasked : kByLength;
       uint32_t works = lane == count - 1 ? kLastStep | kUnusualStep : whole == kUnmasked ? 0 : kUnusualStep;
 #pragma unroll
-      for (int w = 0; w < kForwardWarps; ++w) {
-        const int side = w * kWarpRows / LUMOS_TILE_TOKENS;
-        const TileState state = walk.states[side];
-        if (sides[side].num_rows > w * kWarpRows % LUMOS_TILE_TOKENS && state != kUnseen)
-          works |= masked && state == kPartial ? kByQuery << 2 * w | kByQueryStep : whole << 2 * w;
+      for (int i = 0; i < kSides; ++i) {
+        if (walk.states[i] == kUnseen) continue;
+        const bool by_query = masked && walk.states[i] == kPartial;
+        works |= sides[i].warps * (by_query ? kByQuery : whole) | (by_query ? kByQueryStep : 0);
       }
       steps[after(last, 1 + lane)] = {keys.slot_begin, keys.num_tokens, keys.index_begin, works, place};
     }
