@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   using Copy = TileCopy<T, kHeadDim>;
   using Rows = ForwardRows<T, kHeadDim>;
   constexpr bool kBoth = kTogether<kHeadDim>;
+  constexpr bool kHasRoom = kBoth || std::is_same_v<Keys, PagedKeys>;  // for the walk and offsets in registers
   // In registers, or read again where there are none for it.
   using NextStep = std::conditional_t<kBoth, const KeyTile<Keys>, const KeyTile<Keys>&>;
   constexpr int kTileBytes = LUMOS_TILE_TOKENS * kHeadDim * 2;
@@ -48,8 +49,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     ForwardSide side = forward_side(p, two_heads, i);
     Copy::template rows<false>(Copy::first_chunk(p.q, side.slot_begin, side.head), p.q.stride_token * sizeof(T),
                                side.num_rows, base + own_chunk + i * kTileBytes);
-    if (threadIdx.x < 32)
-      side.same_rows = have_same_bounds(p.intervals, side.slot_begin, side.num_rows);
+    if (threadIdx.x < 32) side.same_rows = have_same_bounds(p.intervals, side.slot_begin, side.num_rows);
     if (threadIdx.x == 0) {
       block.sides[i] = side;
       if (side.num_rows) {
@@ -74,17 +74,20 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   Rows rows(shared_address(own_queries()), block.num_rows(), factor);
 
   const KeyCopy<Keys, T, kHeadDim> copy(p, block.kv_head);
-  // The lane's first chunk of K and V of the tile, and of what is free for the next K (and, where they travel together,
-  // V); and the way from there to the first chunk that the thread copies.
-  const uint32_t first_chunk = Rows::first_chunk(), own_copy = kept(own_chunk - first_chunk);
-  uint32_t k = kept(base + kSides * kTileBytes + first_chunk), v = k + kTileBytes, free = v + kTileBytes;
-  const uint32_t both = kept(k + free);
+  // K and V of the tile, and what is free for the next K (and, where they travel together, V): there the lane's first
+  // chunks, else the tiles, which are the same for all lanes and take no registers of theirs.
+  const uint32_t first_chunk = kept(Rows::first_chunk()), in_k = kBoth ? first_chunk : 0, behind_k = first_chunk - in_k;
+  uint32_t k = base + kSides * kTileBytes + in_k, v = k + kTileBytes, free = v + kTileBytes;
+  // From there to the first chunk that the thread copies; made anew where there is no room to keep it.
+  const uint32_t kept_copy = kept(own_chunk - in_k);
+  const auto own_copy = [&] { return kHasRoom ? kept_copy : Copy::offset(kept(int(threadIdx.x))); };
+  const uint32_t both = kBoth ? kept(k + free) : 0;
 
   uint32_t works = block.steps[0].works;  // of all warps
   if (Rows::kKeepsQueries) cp_async_commit();
-  copy.template keys<false>(block.steps[0], k + own_copy);
+  copy.template keys<false>(block.steps[0], k + own_copy());
   if (!kBoth) cp_async_commit();
-  copy.template values<false>(block.steps[0], v + own_copy);
+  copy.template values<false>(block.steps[0], v + own_copy());
   cp_async_commit();
   if (works & kLastStep && threadIdx.x < 32) block.take_steps(p, 0);
   if (Rows::kKeepsQueries) {
@@ -93,7 +96,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     rows.load_queries();
   }
 
-  const uint32_t own_bits = kept(kUnmasked << threadIdx.x / 32 * 2);
+  const uint32_t own_bits = kUnmasked << threadIdx.x / 32 * 2;
   constexpr uint32_t kChecked = 1u << 28;  // as work: by query, and the values are not all finite
   int next_step = 1;
   while (__builtin_expect(works != kNoStep, true)) {
@@ -101,8 +104,9 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     // The barrier behind which the tile's values may be read.
     const auto values_barrier = [&] {
       if (__builtin_expect(works & kByQueryStep, false)) {
-        const uint32_t tile = (kBoth ? k + kTileBytes : v) - first_chunk - base;
-        const bool not_finite = Copy::holds_not_finite(shared + tile, own_chunk);  // its own copies
+        const uint32_t tile = (kBoth ? k + kTileBytes : v) - in_k - base;
+        const bool not_finite =
+            Copy::holds_not_finite(shared + tile, kHasRoom ? own_chunk : own_copy());  // its own copies
         if (__syncthreads_or(not_finite) && work != own_bits && is_by_query(work)) work = kChecked;
       } else {
         __syncthreads();
@@ -117,24 +121,23 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       __syncthreads();
     }
     const NextStep next = block.steps[next_step];
-    const uint32_t next_works = next.works;
     const auto ask = [&](auto whole) {
-      copy.template keys<whole>(next, free + own_copy);
-      if constexpr (kBoth) copy.template values<whole, kTileBytes>(next, free + own_copy);
+      copy.template keys<whole>(next, free + own_copy());
+      if constexpr (kBoth) copy.template values<whole, kTileBytes>(next, free + own_copy());
     };
-    if (__builtin_expect(is_unusual(next_works), false)) {
+    if (__builtin_expect(is_unusual(next.works), false)) {
       if (next.num_tokens == LUMOS_TILE_TOKENS) {
         ask(std::true_type());
       } else {
         ask(std::false_type());
       }
-      if (next_works & kLastStep && threadIdx.x < 32) block.take_steps(p, next_step);
+      if (next.works & kLastStep && threadIdx.x < 32) block.take_steps(p, next_step);
     } else {
       ask(std::true_type());
     }
     if constexpr (!kBoth) cp_async_commit();
     typename Rows::Chunks chunks;
-    Rows::turn(k, chunks);
+    Rows::turn(k + behind_k, chunks);
     if (kBoth) {
 #pragma unroll
       for (int i = 1; i < Rows::kTurns; ++i) chunks[i] = kept(chunks[i]);
@@ -166,14 +169,18 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     } else {
       if (work) weigh();
       cp_async_wait<1>();
+      if (!kHasRoom) {
+        works = block.steps[block.after(kept(next_step), -1)].works;
+        work = works & own_bits;
+      }
       values_barrier();
-      if (is_unusual(next_works)) {
-        copy.template values<false>(next, k + own_copy);
+      if (is_unusual(next.works)) {
+        copy.template values<false>(next, k + own_copy());
       } else {
-        copy.template values<true>(next, k + own_copy);
+        copy.template values<true>(next, k + own_copy());
       }
       cp_async_commit();
-      Rows::turn(v, chunks);
+      Rows::turn(v + behind_k, chunks);
       if (work == kChecked) {
         rows.template accumulate_checked<0>(chunks);
       } else if (work) {
@@ -188,7 +195,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       k = free;
       free = read;
     }
-    works = next_works;
+    works = next.works;
     next_step = block.after(next_step);
   }
 

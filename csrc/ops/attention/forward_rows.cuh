@@ -83,8 +83,8 @@ class ForwardRows {
   // Whether weigh_usual does the work.
   __device__ bool is_usual(uint32_t work) const { return work == usual_; }
 
-  // Weights of a tile's keys where every row sees them all and has its top, and their sums, to be added. False where a row
-  // must take a new one: nothing is done then. k: [64, head_dim] in shared memory. The whole warp calls it.
+  // Weights of a tile's keys where every row sees them all and has its top, and their sums, to be added. False where a
+  // row must take a new one: nothing is done then. k: [64, head_dim] in shared memory. The whole warp calls it.
   __device__ bool weigh_usual(const Chunks& k, float (&total)[2][2]) {
     Scores s;
     scores(k, s);
@@ -104,24 +104,28 @@ class ForwardRows {
     while (true) {
       Scores s;
       scores(k, s);
-      TileMask mask;
-      mask.set_whole();
-      if (work != whole) set_mask(mask);
-      if (usual_ == kNoWork) {
-        work == whole ? raise<false>(s, mask) : raise<true>(s, mask);
-        rising_ = topless_;
-        usual_ = __any_sync(~0u, topless_) ? kNoWork : whole;
-      }
-      unrolled<kKeys / 16>([&](auto keys) {
-        constexpr int j = keys.value;
-        if (mask.every_row_sees_all_of(j)) {
-          weights<j, kEvery>(s, mask, total);
-        } else if (mask.equal) {
-          weights<j, kByColumn>(s, mask, total);
-        } else {
-          weights<j, kByRow>(s, mask, total);
+      if (!kKeepsQueries && work == usual_) {
+        unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, kEvery>(s, {}, total); });
+      } else {
+        TileMask mask;
+        mask.set_whole();
+        if (work != whole) set_mask(mask);
+        if (usual_ == kNoWork) {
+          work == whole ? raise<false>(s, mask) : raise<true>(s, mask);
+          rising_ = topless_;
+          usual_ = __any_sync(~0u, topless_) ? kNoWork : whole;
         }
-      });
+        unrolled<kKeys / 16>([&](auto keys) {
+          constexpr int j = keys.value;
+          if (mask.every_row_sees_all_of(j)) {
+            weights<j, kEvery>(s, mask, total);
+          } else if (kKeepsQueries && mask.equal) {
+            weights<j, kByColumn>(s, mask, total);
+          } else {
+            weights<j, kByRow>(s, mask, total);
+          }
+        });
+      }
       if (!any_above(total, limit)) break;
       limit = INFINITY;  // once more at most: the greatest score itself is rounded
       take_new_tops(total);
@@ -203,8 +207,8 @@ class ForwardRows {
     }
   }
 
-  // body(j, d, b) with the matrices b of 8 keys x 8 channels from keys 16 j, 16 j, 16 j + 8, 16 j + 8 and channels 16 d,
-  // 16 d + 8, 16 d, 16 d + 8: from the addresses of scores().
+  // body(j, d, b) with the matrices b of 8 keys x 8 channels from keys 16 j, 16 j, 16 j + 8, 16 j + 8 and channels 16
+  // d, 16 d + 8, 16 d, 16 d + 8: from the addresses of scores().
   template <int kOffset, class Body>
   __device__ void for_values(const Chunks& v, const Body& body) const {
     unrolled<kDepth>([&](auto depth) {
@@ -269,7 +273,8 @@ class ForwardRows {
     return __any_sync(~0u, greatest > limit);
   }
 
-  // The rows whose weights are above the limit take a new top when the tile is weighed again: bits 2 m + r of the lane's.
+  // The rows whose weights are above the limit take a new top when the tile is weighed again: bits 2 m + r of the
+  // lane's.
   __device__ void take_new_tops(const float (&total)[2][2]) {
     const uint32_t quad = 15u << threadIdx.x % 32 / 4 * 4;
     rising_ = 0;
@@ -303,7 +308,7 @@ class ForwardRows {
         if (rising_ >> (2 * m + r) & 1 && greatest > before) {
           minus_top_[m][r] = -greatest;
           topless_ &= ~(1u << (2 * m + r));
-          if (before == -INFINITY) continue;  // all sums are 0
+          if (kKeepsQueries && before == -INFINITY) continue;  // all sums are 0
           const float shrink = exp2_approximate(before - greatest);
           sum_[m][r] *= shrink;
 #pragma unroll
@@ -319,7 +324,8 @@ class ForwardRows {
   float factor_;
   uint32_t q_;
   static constexpr uint32_t kNoWork = ~0u;
-  uint32_t usual_ = kNoWork;  // the work that needs neither a mask nor a new top; kNoWork: some row of the warp takes one
+  uint32_t usual_ =
+      kNoWork;        // the work that needs neither a mask nor a new top; kNoWork: some row of the warp takes one
   uint32_t topless_;  // rows of the lane that have none yet
   uint32_t rising_;   // those that take a new one: the topless or, when a tile is computed again, those above it
   uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];

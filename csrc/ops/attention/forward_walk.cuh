@@ -1,7 +1,8 @@
 // The walk of a block of the forward over the key tiles that its two sides meet.
 //
 // The first warp makes steps of it, up to kBatch at once, ahead of the others, which find them in shared memory. Where
-// all rows of the block see the same first keys of a tile (a frame behind its visible tokens), it becomes a shorter one.
+// all rows of the block see the same first keys of a tile (a frame behind its visible tokens), it becomes a shorter
+// one.
 #pragma once
 
 #include "ops/attention/key_rows.cuh"
@@ -29,7 +30,8 @@ __device__ inline ForwardSide forward_side(const lumos_attention_params& p, bool
   found.num_rows = tile.num_tokens;
   found.slot_begin = tile.slot_begin;
   const int first_warp = side * (LUMOS_TILE_TOKENS / kWarpRows);
-  found.warps = uint32_t(found.num_rows > 0) << 2 * first_warp | uint32_t(found.num_rows > kWarpRows) << 2 * first_warp + 2;
+  found.warps = uint32_t(found.num_rows > 0) << 2 * first_warp | uint32_t(found.num_rows > kWarpRows)
+                                                                     << 2 * first_warp + 2;
   return found;
 }
 

@@ -27,13 +27,13 @@ struct TileCopy {
   static_assert(kRows % 8 == 0);  // rows that a thread copies have equal turns
 
   // 8 lanes at once meet all banks: where they have two rows, these are 4 apart, for then their turns are.
-  __device__ static int row() {
-    if (kAcross == Order::kGroup) return threadIdx.x / kAcross;
-    return threadIdx.x / 32 * 8 + threadIdx.x % 32 / 8 + threadIdx.x / 4 % 2 * 4;
+  __device__ static int row(int thread = threadIdx.x) {
+    if (kAcross == Order::kGroup) return thread / kAcross;
+    return thread / 32 * 8 + thread % 32 / 8 + thread / 4 % 2 * 4;
   }
-  __device__ static int chunk() { return threadIdx.x % kAcross; }
+  __device__ static int chunk(int thread = threadIdx.x) { return thread % kAcross; }
   // Of the thread's first chunk. That of step i and pass j: (offset ^ turned(j)) + place(i, j)
-  __device__ static uint32_t offset() { return Order::offset(row(), chunk()); }
+  __device__ static uint32_t offset(int thread = threadIdx.x) { return Order::offset(row(thread), chunk(thread)); }
   __host__ __device__ static constexpr int turned(int pass) { return pass * kAcross % Order::kGroup * 16; }
   __host__ __device__ static constexpr int place(int step, int pass) {
     return step * kRows * kRowBytes + pass * kAcross / Order::kGroup * Order::kGroup * 16;
