@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
     rows.load_queries();
   }
 
-  const uint32_t own_bits = kUnmasked << threadIdx.x / 32 * 2;
+  uint32_t own_bits = kUnmasked << threadIdx.x / 32 * 2;
+  if (kBoth) own_bits = kept(own_bits);
   constexpr uint32_t kChecked = 1u << 28;  // as work: by query, and the values are not all finite
   int next_step = 1;
   while (__builtin_expect(works != kNoStep, true)) {
