@@ -11,14 +11,13 @@
 #pragma once
 
 #include "cuda/at_offset.cuh"
-#include "cuda/kept.cuh"
 #include "cuda/ldmatrix.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/mma_first.cuh"
 #include "cuda/not_finite.cuh"
 #include "cuda/swizzle.cuh"
 #include "cuda/unrolled.cuh"
-#include "ops/attention/tile_visibility.cuh"
+#include "ops/attention/forward_mask.cuh"
 
 namespace lumos {
 
@@ -37,21 +36,31 @@ class ForwardRows {
   using Scores = float[2][kKeys / 8][4];
 
  public:
+  static constexpr int kRows = 32;
   static constexpr bool kKeepsQueries = kHeadDim <= 64;  // in registers
+
+  // What the calling lane needs of a tile of keys or values in shared memory: its chunks 2 d, which turn and repeat.
+  static constexpr int kTurns = kDepth < Order::kGroup / 2 ? kDepth : Order::kGroup / 2;
+  using Chunks = uint32_t[kTurns];
+  __device__ static uint32_t first_chunk() {
+    const int lane = threadIdx.x % 32;
+    return Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+  __device__ static void turn(uint32_t first, Chunks& chunks) {
+#pragma unroll
+    for (int d = 0; d < kTurns; ++d) chunks[d] = first ^ turned(d);
+  }
 
   // q: [32, head_dim] in shared memory, num_rows of them queries, the others zeros. factor: scale log2(e)
   __device__ ForwardRows(uint32_t q, int num_rows, float factor) : factor_(factor) {
     const int lane = threadIdx.x % 32;
     q_ = q + Order::offset(lane % 16, lane / 16);
-    k_offset_ = kept(Order::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2));
-    v_offset_ = kept(Order::offset(lane % 16, lane / 16));
+    rising_ = topless_ = (1u << (num_rows + 7 - lane / 4) / 8) - 1;  // rows 8 i + lane / 4 < num_rows
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         minus_top_[m][r] = sum_[m][r] = 0.0f;
-        topless_ |= uint32_t(16 * m + 8 * r + lane / 4 < num_rows) << (2 * m + r);
-        rising_ = topless_;
       }
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
@@ -71,62 +80,75 @@ class ForwardRows {
     }
   }
 
-  // Weights of the tile's keys. k: [64, head_dim] in shared memory. masked: not every row sees all 64; seen() then
-  // gives the bits of the keys that row `lane` sees. The whole warp calls it.
-  template <class Seen>
-  __device__ void weigh(uint32_t k, bool masked, const Seen& seen) {
-    k += k_offset_;
-    float total[2][2];
-    uint32_t again = 0;
+  // Whether weigh_usual does the work.
+  __device__ bool is_usual(uint32_t work) const { return work == usual_; }
+
+  // Weights of a tile's keys where every row sees them all and has its top, and their sums, to be added. False where a
+  // row must take a new one: nothing is done then. k: [64, head_dim] in shared memory. The whole warp calls it.
+  __device__ bool weigh_usual(const Chunks& k, float (&total)[2][2]) {
+    Scores s;
+    scores(k, s);
+    unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, kEvery>(s, {}, total); });
+    return !any_above(total, kLimit);
+  }
+  __device__ void add(const float (&total)[2][2]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum_[i / 2][i % 2] += total[i / 2][i % 2];
+  }
+
+  // The same in general. work: not 0; whole: the value of it where every row sees all 64 keys, else set_mask(TileMask&)
+  // tells which.
+  template <class SetMask>
+  __device__ void weigh(const Chunks& k, uint32_t work, uint32_t whole, const SetMask& set_mask) {
+    float total[2][2], limit = kLimit;
     while (true) {
       Scores s;
       scores(k, s);
-      if (raises_) {
-        uint32_t bits[2][2][2];
-        if (masked) {
-          spread(seen(), bits);
-          raise<true>(s, bits);
-        } else {
-          raise<false>(s, bits);
-        }
-      }
-      if (masked) {
-        uint32_t bits[2][2][2];
-        const uint64_t row = seen();
-        spread(row, bits);
-        weights_masked(s, bits, {__reduce_and_sync(~0u, uint32_t(row)), __reduce_and_sync(~0u, uint32_t(row >> 32))},
-                       total);
+      if (!kKeepsQueries && work == usual_) {
+        unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, kEvery>(s, {}, total); });
       } else {
-        unrolled<kKeys / 16>([&](auto keys) { weights<keys.value, false>(s, {}, total); });
+        TileMask mask;
+        mask.set_whole();
+        if (work != whole) set_mask(mask);
+        if (usual_ == kNoWork) {
+          work == whole ? raise<false>(s, mask) : raise<true>(s, mask);
+          rising_ = topless_;
+          usual_ = __any_sync(~0u, topless_) ? kNoWork : whole;
+        }
+        unrolled<kKeys / 16>([&](auto keys) {
+          constexpr int j = keys.value;
+          if (mask.every_row_sees_all_of(j)) {
+            weights<j, kEvery>(s, mask, total);
+          } else if (kKeepsQueries && mask.equal) {
+            weights<j, kByColumn>(s, mask, total);
+          } else {
+            weights<j, kByRow>(s, mask, total);
+          }
+        });
       }
-      const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
-      if (!__any_sync(~0u, greatest > kLimit)) break;
-      if (again) break;  // the greatest score itself is rounded
-      again = 1;
-      rising_ = rows_above(total);
-      raises_ = true;
+      if (!any_above(total, limit)) break;
+      limit = INFINITY;  // once more at most: the greatest score itself is rounded
+      take_new_tops(total);
     }
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) sum_[m][r] += total[m][r];
-    }
+    add(total);
   }
 
-  // Adds the weighted values. v: [64, head_dim] in shared memory
-  __device__ void accumulate(uint32_t v) {
-    for_values(v, [&](int j, int d, uint32_t (&b)[4]) { multiply(j, b, acc_, 2 * d); });
+  // Adds the weighted values. v: [64, head_dim] in shared memory, kOffset bytes further
+  template <int kOffset>
+  __device__ void accumulate(const Chunks& v) {
+    for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) { multiply(j, b, acc_, 2 * d); });
   }
 
   // The same where some values are not finite, and reach only the rows whose weight of them is above 0.
-  __device__ void accumulate_checked(uint32_t v) {
-    for_values(v, [&](int j, int d, uint32_t (&b)[4]) {
+  template <int kOffset>
+  __device__ void accumulate_checked(const Chunks& v) {
+    for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
       multiply(j, b, acc_, 2 * d);
     });
 #pragma unroll 1
-    for (uint32_t sign = 0; sign < 0x10000; sign += 0x8000) add_infinities(v, sign);
+    for (uint32_t sign = 0; sign < 0x10000; sign += 0x8000) add_infinities<kOffset>(v, sign);
   }
 
   // Of the row in which this lane has columns. The whole warp calls it.
@@ -144,8 +166,7 @@ class ForwardRows {
   __host__ __device__ static constexpr int turned(int d) { return 2 * d % Order::kGroup * 16; }
   __host__ __device__ static constexpr int added(int d) { return 2 * d / Order::kGroup * Order::kGroup * 16; }
 
-  // k: with the lane's offset
-  __device__ void scores(uint32_t k, Scores& s) const {
+  __device__ void scores(const Chunks& k, Scores& s) const {
     unrolled<kDepth>([&](auto depth) {
       constexpr int d = depth.value;
       uint32_t a[2][4];
@@ -161,7 +182,7 @@ class ForwardRows {
       unrolled<kKeys / 16>([&](auto keys) {
         constexpr int j = keys.value;
         uint32_t b[4];
-        ldmatrix_at<added(d) + j * 16 * kRowBytes>(b, k ^ turned(d));
+        ldmatrix_at<added(d) + j * 16 * kRowBytes>(b, k[d % kTurns]);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           if constexpr (d == 0) {
@@ -181,29 +202,30 @@ class ForwardRows {
   __device__ void multiply(int j, const uint32_t (&b)[4], float (&acc)[2][kTiles][4], int n) const {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      mma<T>(acc[m][n], weights_[m][j], b[0], b[1]);
-      mma<T>(acc[m][n + 1], weights_[m][j], b[2], b[3]);
+      mma<T>(acc[m][n], weights_[m][j], b[0], b[2]);
+      mma<T>(acc[m][n + 1], weights_[m][j], b[1], b[3]);
     }
   }
 
-  // body(j, d, b) with the fragments b of keys 16 j .. 16 j + 15, channels 16 d .. 16 d + 15
-  template <class Body>
-  __device__ void for_values(uint32_t v, const Body& body) const {
-    v += v_offset_;
+  // body(j, d, b) with the matrices b of 8 keys x 8 channels from keys 16 j, 16 j, 16 j + 8, 16 j + 8 and channels 16
+  // d, 16 d + 8, 16 d, 16 d + 8: from the addresses of scores().
+  template <int kOffset, class Body>
+  __device__ void for_values(const Chunks& v, const Body& body) const {
     unrolled<kDepth>([&](auto depth) {
       unrolled<kKeys / 16>([&](auto keys) {
         constexpr int d = depth.value, j = keys.value;
         uint32_t b[4];
-        ldmatrix_transposed_at<added(d) + j * 16 * kRowBytes>(b, v ^ turned(d));
+        ldmatrix_transposed_at<kOffset + added(d) + j * 16 * kRowBytes>(b, v[d % kTurns]);
         body(j, d, b);
       });
     });
   }
 
   // sign: 0x8000 for -inf. NaN counts for both signs.
-  __device__ void add_infinities(uint32_t v, uint32_t sign) {
+  template <int kOffset>
+  __device__ void add_infinities(const Chunks& v, uint32_t sign) {
     float weight[2][2][4];  // of the infinities in 16 channels
-    for_values(v, [&](int j, int d, uint32_t (&b)[4]) {
+    for_values<kOffset>(v, [&](int j, int d, uint32_t (&b)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = infinities<T>(b[i], sign);
 #pragma unroll
@@ -220,24 +242,12 @@ class ForwardRows {
     });
   }
 
-  // From one row a lane to the lane's columns of its rows: bit 8 n + c of 64, in two words.
-  __device__ static void spread(uint64_t seen, uint32_t (&bits)[2][2][2]) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = 16 * m + 8 * r + lane / 4;
-        bits[m][r][0] = __shfl_sync(~0u, uint32_t(seen), row) >> lane % 4 * 2;
-        bits[m][r][1] = __shfl_sync(~0u, uint32_t(seen >> 32), row) >> lane % 4 * 2;
-      }
-    }
-  }
-  __device__ static bool sees(const uint32_t (&bits)[2], int n, int c) { return bits[n / 4] >> (n % 4 * 8 + c) & 1; }
+  // Which keys of a group have weights: all, some but the same for every row, or those that the row sees.
+  enum Seen { kEvery, kByColumn, kByRow };
 
   // Weights of keys 16 kGroup to 16 kGroup + 15, and their sums on top of those of the groups before.
-  template <int kGroup, bool kMasked>
-  __device__ void weights(const Scores& s, const uint32_t (&bits)[2][2][2], float (&total)[2][2]) {
+  template <int kGroup, Seen kSeen>
+  __device__ void weights(const Scores& s, const TileMask& mask, float (&total)[2][2]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -248,7 +258,8 @@ class ForwardRows {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const float x = fmaf(s[m][n][2 * r + c], factor_, minus_top_[m][r]);
-            w[c] = exp2_approximate(!kMasked || sees(bits[m][r], n, c) ? x : -INFINITY);
+            const bool seen = kSeen == kEvery || (kSeen == kByRow ? mask.sees(m, r, n, c) : mask.sees(0, 0, n, c));
+            w[c] = exp2_approximate(seen ? x : -INFINITY);
             total[m][r] = n + c == 0 ? w[c] : total[m][r] + w[c];
           }
           weights_[m][n / 2][n % 2 * 2 + r] = pack_pair<T>(w[0], w[1]);
@@ -256,34 +267,28 @@ class ForwardRows {
       }
     }
   }
-  // all: the keys that every row sees
-  __device__ void weights_masked(const Scores& s, const uint32_t (&bits)[2][2][2], const uint32_t (&all)[2],
-                                 float (&total)[2][2]) {
-    unrolled<kKeys / 16>([&](auto keys) {
-      constexpr uint32_t kGroup = 0xffffu << keys.value % 2 * 16;
-      if ((all[keys.value / 2] & kGroup) == kGroup) {
-        weights<keys.value, false>(s, bits, total);
-      } else {
-        weights<keys.value, true>(s, bits, total);
-      }
-    });
+
+  __device__ static bool any_above(const float (&total)[2][2], float limit) {
+    const float greatest = fmaxf(fmaxf(total[0][0], total[0][1]), fmaxf(total[1][0], total[1][1]));
+    return __any_sync(~0u, greatest > limit);
   }
 
-  // Rows of a lane are bits 2 m + r.
-  __device__ static uint32_t rows_above(const float (&total)[2][2]) {
+  // The rows whose weights are above the limit take a new top when the tile is weighed again: bits 2 m + r of the
+  // lane's.
+  __device__ void take_new_tops(const float (&total)[2][2]) {
     const uint32_t quad = 15u << threadIdx.x % 32 / 4 * 4;
-    uint32_t rows = 0;
+    rising_ = 0;
+    usual_ = kNoWork;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t lanes = __ballot_sync(~0u, total[i / 2][i % 2] > kLimit);
-      rows |= uint32_t((lanes & quad) != 0) << i;
+      rising_ |= uint32_t((lanes & quad) != 0) << i;
     }
-    return rows;
   }
 
   // Gives the rows of rising_ the tile's greatest score as their top, where it is greater. The whole warp calls it.
   template <bool kMasked>
-  __device__ void raise(const Scores& s, const uint32_t (&bits)[2][2][2]) {
+  __device__ void raise(const Scores& s, const TileMask& mask) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -293,7 +298,7 @@ class ForwardRows {
         for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const bool seen = !kMasked || sees(bits[m][r], n, c);
+            const bool seen = !kMasked || mask.sees(m, r, n, c);
             greatest = fmaxf(greatest, seen ? s[m][n][2 * r + c] * factor_ : -INFINITY);
           }
         }
@@ -303,6 +308,7 @@ class ForwardRows {
         if (rising_ >> (2 * m + r) & 1 && greatest > before) {
           minus_top_[m][r] = -greatest;
           topless_ &= ~(1u << (2 * m + r));
+          if (kKeepsQueries && before == -INFINITY) continue;  // all sums are 0
           const float shrink = exp2_approximate(before - greatest);
           sum_[m][r] *= shrink;
 #pragma unroll
@@ -313,15 +319,15 @@ class ForwardRows {
         }
       }
     }
-    rising_ = topless_;
-    raises_ = __any_sync(~0u, topless_);
   }
 
   float factor_;
-  uint32_t q_, k_offset_, v_offset_;
-  int raises_ = true;     // some row of the warp takes a new top at the next tile
-  uint32_t topless_ = 0;  // rows of the lane that have none yet
-  uint32_t rising_ = 0;   // those that take a new one: the topless or, when a tile is computed again, those above it
+  uint32_t q_;
+  static constexpr uint32_t kNoWork = ~0u;
+  uint32_t usual_ =
+      kNoWork;        // the work that needs neither a mask nor a new top; kNoWork: some row of the warp takes one
+  uint32_t topless_;  // rows of the lane that have none yet
+  uint32_t rising_;   // those that take a new one: the topless or, when a tile is computed again, those above it
   uint32_t queries_[kKeepsQueries ? kDepth : 1][2][4];
   float acc_[2][kHeadDim / 8][4], minus_top_[2][2], sum_[2][2];
   uint32_t weights_[2][kKeys / 16][4];
