@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +12,8 @@ from lumos_engine import Frame, SequenceLayout, Text, ops
 from lumos_engine.ops._registry import copies
 from lumos_engine.testing import check_backend, eager, poison, strategies, tolerances
 from lumos_engine.testing.backends import running
+
+from .cuda_attention import assert_exact, assert_same, attend, inputs
 
 HEAD_DIMS = {torch.bfloat16: (32, 64, 96, 128), torch.float16: (64, 128), torch.float32: (32, 64, 96, 128, 160, 256)}
 KERNELS = [(dtype, head_dim) for dtype, head_dims in HEAD_DIMS.items() for head_dim in head_dims]
@@ -29,43 +29,6 @@ every_kernel = pytest.mark.parametrize(("dtype", "head_dim"), KERNELS, ids=lambd
 both_sides = pytest.mark.parametrize(
     ("heads", "kv_heads"), [(1, 1), (4, 2)]
 )  # two query tiles, or two heads, in a block
-
-
-def inputs(
-    layout: SequenceLayout, dtype: torch.dtype, head_dim: int, heads: int = 2, kv_heads: int = 1
-) -> list[Tensor]:
-    shapes = [(layout.num_tokens, count, head_dim) for count in (heads, kv_heads, kv_heads)]
-    return [strategies.randn(shape, dtype, i) for i, shape in enumerate(shapes)]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, schedule: int | None = None) -> list[Tensor]:
-    """[out, lse, row_state]: the state is what the backward reads."""
-    with running("cuda", schedule) as place, poison.poisoned_outputs():
-        layout = layout.to(place(torch.zeros(1)).device)
-        tables = layout.schedule()
-        names = ("tiles", "row_offsets", "row_runs", "col_offsets", "col_runs")
-        rows = (getattr(tables, name) for name in names)
-        tensors = map(place, (q, k, v))
-        assert ops.block_attention  # registers the operation
-        results = torch.ops.lumos._block_attention(*tensors, layout.intervals, layout.hidden, *rows, q.shape[2] ** -0.5)
-    return [x.cpu() for x in results]
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
-    for name, left, right in zip(("out", "lse", "row_state"), actual, expected, strict=True):
-        tolerances.assert_bitwise_equal(left, right, name)
-
-
-def assert_exact(layout: SequenceLayout, tensors: list[Tensor], schedule: int | None = None) -> None:
-    out, lse, state = attend(*tensors, layout, schedule)
-    exact = ops.block_attention(*(x.double() for x in tensors), layout, backend="reference")
-    baseline = eager.block_attention(*tensors, layout)
-    tolerances.assert_within_bound(out, exact[0], baseline[0], "out")
-    tolerances.assert_within_bound(lse, exact[1], baseline[1], "lse")
-    base = 2.0 if out.element_size() == 2 else math.e
-    again = state[..., 0].double() * math.log(base) + state[..., 1].double().log()
-    again[state[..., 1] == 0] = -torch.inf
-    tolerances.assert_within_bound(again.float(), exact[1], baseline[1], "lse from row_state")
 
 
 # ---- the right numbers

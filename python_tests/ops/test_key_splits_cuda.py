@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import pytest
@@ -16,6 +17,9 @@ from lumos_engine.ops import _registry as registry
 from lumos_engine.testing import check_backend, eager, emulation, poison, strategies, tolerances
 from lumos_engine.testing.backends import has_gpu, running
 from lumos_engine.testing.strategies_cache import in_pages
+
+from . import cuda_attention
+from .cuda_attention import assert_same, inputs
 
 Sequence = list[Text | Frame]
 KERNELS = [
@@ -38,26 +42,8 @@ def short_splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def inputs(
-    layout: SequenceLayout, dtype: torch.dtype, head_dim: int, heads: int = 2, kv_heads: int = 1
-) -> list[Tensor]:
-    shapes = [(layout.num_tokens, count, head_dim) for count in (heads, kv_heads, kv_heads)]
-    return [strategies.randn(shape, dtype, i) for i, shape in enumerate(shapes)]
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, schedule: int | None = None, cut: bool = True
-) -> list[Tensor]:
-    """[out, lse, row_state]. cut: whether there are splits"""
-    with running("cuda", schedule) as place, poison.poisoned_outputs():
-        layout = layout.to(place(torch.zeros(1)).device)
-        s = layout.schedule()
-        rows = (s.tiles, s.row_offsets, s.row_runs, s.col_offsets, s.col_runs)
-        lengths = s.split_tokens if cut else None
-        mask = (layout.intervals, layout.hidden)
-        assert ops.block_attention  # registers the operation
-        results = torch.ops.lumos._block_attention(*map(place, (q, k, v)), *mask, *rows, q.shape[2] ** -0.5, lengths)
-    return [x.cpu() for x in results]
+attend = partial(cuda_attention.attend, cut=True)
+assert_exact = partial(cuda_attention.assert_exact, cut=True)
 
 
 def cached(
@@ -69,22 +55,6 @@ def cached(
         moved = replace(paged.step, intervals=paged.step.intervals.to(own.device))
         pages = map(place, (paged.k_pages, paged.v_pages, paged.page_table))
         return [x.cpu() for x in ops.paged_attention(own, *pages, paged.key_tiles, moved)]
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
-    for name, left, right in zip(("out", "lse", "row_state"), actual, expected, strict=False):
-        tolerances.assert_bitwise_equal(left, right, name)
-
-
-def assert_exact(layout: SequenceLayout, tensors: list[Tensor], schedule: int | None = None) -> None:
-    out, lse, state = attend(*tensors, layout, schedule)
-    exact = ops.block_attention(*(x.double() for x in tensors), layout, backend="reference")
-    baseline = eager.block_attention(*tensors, layout)
-    tolerances.assert_within_bound(out, exact[0], baseline[0], "out")
-    tolerances.assert_within_bound(lse, exact[1], baseline[1], "lse")
-    again = (state[..., 0].double() + state[..., 1].double().log2()) * torch.log(torch.tensor(2.0, dtype=torch.float64))
-    again[state[..., 1] == 0] = -torch.inf
-    tolerances.assert_within_bound(again.float(), exact[1], baseline[1], "lse from row_state")
 
 
 # ---- the right numbers
