@@ -41,9 +41,11 @@ __device__ inline void load_half(const FloatMemory& memory, const lumos_tokens& 
   }
 }
 
-// Skips weights of 0: what is not seen may hold NaN.
+// Skips weights of 0: what is not seen may hold NaN. The rows of a call are summed by themselves, and then added: one
+// chain over all tokens would round several times as much.
 __device__ inline void add_rows(const FloatMemory& memory, const float* weights, const float* rows,
                                 float4 (&sums)[kFloatVectors]) {
+  float4 own[kFloatVectors] = {};
   for (int column = 0; column < kHalfTile; ++column) {
     const float weight = weights[column];
     if (weight == 0.0f) continue;
@@ -52,10 +54,12 @@ __device__ inline void add_rows(const FloatMemory& memory, const float* weights,
       const int channel = 4 * (threadIdx.x % kFloatRowThreads + i * kFloatRowThreads);
       if (channel >= memory.head_dim) break;
       const float4 x = *reinterpret_cast<const float4*>(rows + column * memory.stride() + channel);
-      sums[i] = {fmaf(weight, x.x, sums[i].x), fmaf(weight, x.y, sums[i].y), fmaf(weight, x.z, sums[i].z),
-                 fmaf(weight, x.w, sums[i].w)};
+      own[i] = fma4({weight, weight, weight, weight}, x, own[i]);
     }
   }
+#pragma unroll
+  for (int i = 0; i < kFloatVectors; ++i)
+    sums[i] = {sums[i].x + own[i].x, sums[i].y + own[i].y, sums[i].z + own[i].z, sums[i].w + own[i].w};
 }
 
 // row: of the own token and head

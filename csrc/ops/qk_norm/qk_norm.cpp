@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/error.h"
+#include "cpu/grouped_sums.h"
 #include "cpu/thread_pool.h"
 #include "ops/paged_write/slots.h"
 #include "ops/qk_norm/qk_norm_check.h"
@@ -48,21 +49,6 @@ void run_forward(const lumos_qk_norm_params& p) {
 // Tokens that share a partial sum of the weights' gradients: fixed, so that the sums do not depend on the threads.
 constexpr int64_t kBlockTokens = 64;
 
-// Tokens whose terms are added one after the other, then the sums of a block's groups: one long chain would round
-// several times as much as a sum in pairs.
-constexpr int64_t kGroupTokens = 8;
-
-// Sums of the gradients of the weights over tokens [begin, end), added to `sums` [width]. group_sums: [width], scratch.
-void add_block(const lumos_qk_norm_backward_params& b, int64_t begin, int64_t end, int64_t width, float* sums,
-               float* group_sums, float* scratch) {
-  auto* kernel = LUMOS_SELECT_KERNEL(qk_norm_backward_tokens);
-  for (int64_t group = begin; group < end; group += kGroupTokens) {
-    std::fill_n(group_sums, width, 0.0f);
-    kernel(b, group, std::min(group + kGroupTokens, end), group_sums, scratch);
-    for (int64_t i = 0; i < width; ++i) sums[i] += group_sums[i];
-  }
-}
-
 // Column by column the sum of `sums` [blocks, width], in the order of the blocks.
 void add_blocks(const std::vector<float>& sums, int64_t width, int64_t offset, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) {
@@ -101,10 +87,14 @@ extern "C" lumos_status lumos_cpu_qk_norm_mm_rope_backward(const lumos_qk_norm_b
     const int64_t width = 2 * (q_size + k_size);
     const int64_t num_blocks = (p.num_tokens + lumos::kBlockTokens - 1) / lumos::kBlockTokens;
     std::vector<float> sums(num_blocks * width);
+    auto* kernel = LUMOS_SELECT_KERNEL(qk_norm_backward_tokens);
     lumos::parallel_for(num_blocks, p.num_threads, [&](int64_t block) {
       const int64_t begin = block * lumos::kBlockTokens, end = std::min(begin + lumos::kBlockTokens, p.num_tokens);
-      float* group_sums = lumos::scratch_floats(width + lumos::backward_scratch_floats(p));
-      lumos::add_block(*params, begin, end, width, sums.data() + block * width, group_sums, group_sums + width);
+      float* scratch = lumos::scratch_floats(lumos::backward_scratch_floats(p) + width);
+      const auto add = [&](int64_t first, int64_t last, float* to) {
+        kernel(*params, first, last, to, scratch + width);
+      };
+      lumos::add_in_groups(begin, end, width, sums.data() + block * width, scratch, add);
     });
     lumos::add_blocks(sums, width, 0, q_size, params->q.grad_weight);
     lumos::add_blocks(sums, width, q_size, q_size, params->q.grad_bias);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/error.h"
+#include "cpu/grouped_sums.h"
 #include "cpu/thread_pool.h"
 #include "ops/rms_norm/rms_norm_kernel.h"
 
@@ -45,8 +46,10 @@ extern "C" lumos_status lumos_cpu_rms_norm_backward(const lumos_rms_norm_backwar
     std::vector<float> sums(num_blocks * p.width);
     auto* kernel = LUMOS_SELECT_KERNEL(rms_norm_backward_rows);
     lumos::parallel_for(num_blocks, p.num_threads, [&](int64_t block) {
-      const int64_t begin = block * lumos::kBlockRows;
-      kernel(*params, begin, std::min(begin + lumos::kBlockRows, p.num_rows), sums.data() + block * p.width);
+      const int64_t begin = block * lumos::kBlockRows, end = std::min(begin + lumos::kBlockRows, p.num_rows);
+      auto* scratch = static_cast<float*>(lumos::thread_scratch(p.width * sizeof(float)));
+      const auto add = [&](int64_t first, int64_t last, float* to) { kernel(*params, first, last, to); };
+      lumos::add_in_groups(begin, end, p.width, sums.data() + block * p.width, scratch, add);
     });
     std::vector<double> totals(p.width);
     for (int64_t block = 0; block < num_blocks; ++block) {
