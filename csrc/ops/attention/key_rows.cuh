@@ -40,9 +40,9 @@ struct TileCopy {
   }
 
   // The thread's first chunk of a tile at this slot, in global memory.
-  __device__ static uint64_t first_chunk(const lumos_tokens& tokens, int64_t slot, int head) {
+  __device__ static uint64_t first_chunk(const lumos_tokens& tokens, int64_t slot, int head, int thread = threadIdx.x) {
     const T* data = static_cast<const T*>(tokens.data) + head * tokens.stride_head;
-    return __cvta_generic_to_global(data + (slot + row()) * tokens.stride_token + chunk() * kVectorSize<T>);
+    return __cvta_generic_to_global(data + (slot + row(thread)) * tokens.stride_token + chunk(thread) * kVectorSize<T>);
   }
 
   // The thread's chunks of row kStep, zeros where it does not exist. from, to: the first one; kTo: bytes behind `to`
@@ -154,11 +154,13 @@ class KeyCopy<PackedKeys, T, kHeadDim> {
  public:
   // head: of the keys; outlives this
   __device__ KeyCopy(const lumos_attention_params& p, const int& head)
-      : k_(kept(Copy::first_chunk(p.k, 0, head))),
-        v_(kept(Copy::first_chunk(p.v, 0, head))),
+      : p_(p),
+        head_(head),
+        k_(kept(Copy::first_chunk(p.k, 0, head))),
+        kept_v_(kHasRoom ? kept(Copy::first_chunk(p.v, 0, head)) : 0),
         k_stride_bytes_(p.k.stride_token * sizeof(T)),
         v_stride_bytes_(p.v.stride_token * sizeof(T)) {
-    if (kHeadDim <= 64) {  // above there is no room
+    if (kHasRoom) {
       k_stride_bytes_ = kept(k_stride_bytes_);
       v_stride_bytes_ = kept(v_stride_bytes_);
     }
@@ -170,11 +172,15 @@ class KeyCopy<PackedKeys, T, kHeadDim> {
   }
   template <bool kWhole, int kValues = 0>
   __device__ void values(const Keys& tile, uint32_t to) const {
-    Copy::template rows<kWhole, kValues>(v_ + tile.place.v_bytes, v_stride_bytes_, tile.num_tokens, to);
+    const uint64_t v = kHasRoom ? kept_v_ : Copy::first_chunk(p_.v, 0, head_, kept(int(threadIdx.x)));
+    Copy::template rows<kWhole, kValues>(v + tile.place.v_bytes, v_stride_bytes_, tile.num_tokens, to);
   }
 
  private:
-  uint64_t k_, v_;  // the thread's first chunk of a tile at slot 0, in global memory
+  static constexpr bool kHasRoom = kHeadDim <= 64;  // in registers; without it, values are made anew
+  const lumos_attention_params& p_;
+  const int& head_;
+  uint64_t k_, kept_v_;  // the thread's first chunk of a tile at slot 0, in global memory
   uint64_t k_stride_bytes_, v_stride_bytes_;
 };
 
