@@ -6,8 +6,13 @@ namespace lumos::LUMOS_ISA {
 namespace {
 
 LUMOS_INLINE vec sigmoid(vec x) {
-  const vec power = x * -1.44269504088896340736f;
-  const vec value = 1.0f / (1.0f + exp2(power));
+  constexpr float kLog2E = 1.44269502f, kLog2ERest = 1.92596303e-8f, kLn2 = 0.693147181f;
+  const vec power = x * -kLog2E;
+  // power is rounded at its own size, which for large ones is many ulp of e^-x: what it lost, NaN for an infinite x, is
+  // put back. Without fused fma (portable) the loss is not seen.
+  const vec lost = fma(x, broadcast(-kLog2E), -power) - x * kLog2ERest;
+  const vec exponential = exp2(power);
+  const vec value = 1.0f / (1.0f + fma(exponential, (lost == lost ? lost : vec{}) * kLn2, exponential));
   return power > 127.0f ? vec{} : value;  // where exp2 stops growing
 }
 
