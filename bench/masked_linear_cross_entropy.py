@@ -8,7 +8,6 @@ Memory is the peak (VmHWM) of a fresh process during one call, minus its residen
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timing import interleaved, machine, summary
+from script import parsed, report
+from timing import interleaved, summary
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,13 +73,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--columns", type=int, default=65536)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-of", choices=PEERS, help="only print the extra memory of one of them, in MB")
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser, 5)
     if arguments.memory_of:
         print(extra_mb(arguments))
         return
@@ -96,11 +91,7 @@ def main() -> None:
             [sys.executable, *sys.argv, "--memory-of", name], check=True, capture_output=True, text=True
         )
         results[name]["extra_mb"] = float(run.stdout)
-    case = {name: value for name, value in vars(arguments).items() if name not in ("json", "memory_of")}
-    report = json.dumps({"machine": machine(), "case": case, "results": results}, indent=2)
-    print(report)
-    if arguments.json:
-        arguments.json.write_text(report + "\n")
+    report(arguments, results)
 
 
 if __name__ == "__main__":

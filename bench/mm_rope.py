@@ -10,13 +10,12 @@ copies run in rounds of their own: the peers' temporaries make the allocator ret
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from timing import interleaved, machine, summary
+from script import parsed, report
+from timing import interleaved, summary
 from torch import Tensor
 
 from lumos_engine import Frame, SequenceLayout, Text, ops
@@ -34,12 +33,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=7232, help="64 of text and 7 equal frames")
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser, 30)
 
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
@@ -71,11 +65,7 @@ def main() -> None:
     rows = results["against copies"]
     for name, copy in (("ours", "copy"), ("ours in place", "copy into")):
         rows[name]["share_of_copy"] = rows[copy]["median_ms"] / rows[name]["median_ms"]
-    case = {name: value for name, value in vars(arguments).items() if name != "json"}
-    report = json.dumps({"machine": machine(), "case": case, "results": results}, indent=2)
-    print(report)
-    if arguments.json:
-        arguments.json.write_text(report + "\n")
+    report(arguments, results)
 
 
 if __name__ == "__main__":

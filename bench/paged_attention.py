@@ -9,16 +9,15 @@ cache has to do; gathering copies the pages in front of each call. FlexAttention
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from machine_limit import limits
-from timing import interleaved, machine, summary
+from script import parsed, report
+from timing import interleaved, summary
 from torch import Tensor
 from torch.nn.attention.experimental._paged_attention import PagedAttention
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention, noop_mask
@@ -89,12 +88,7 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--page-size", type=int, default=64)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser, 20)
 
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
@@ -107,13 +101,7 @@ def main() -> None:
     flop = 4 * arguments.head_dim * arguments.heads * arguments.frame_tokens * tokens
     for row in results.values():
         row["gflops"] = flop / row["median_ms"] / 1e6
-    case = {name: value for name, value in vars(arguments).items() if name != "json"}
-    report = json.dumps(
-        {"machine": machine(), "limit_gflops": limits(arguments.threads), "case": case, "results": results}, indent=2
-    )
-    print(report)
-    if arguments.json:
-        arguments.json.write_text(report + "\n")
+    report(arguments, results, limit_gflops=limits(arguments.threads))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ copy by ours.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from timing import interleaved, machine, summary
+from script import parsed, report
+from timing import interleaved, summary
 
 from lumos_engine import ops
 
@@ -26,12 +25,7 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=16)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--page-size", type=int, default=64)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser, 30)
 
     torch.manual_seed(0)
     dtype, tokens, size = getattr(torch, arguments.dtype), arguments.tokens, arguments.page_size
@@ -55,11 +49,7 @@ def main() -> None:
     for row in results.values():
         row["gb_per_s"] = 4 * k.nbytes / row["median_ms"] / 1e6
     results["ours"]["share_of_copy"] = results["copy"]["median_ms"] / results["ours"]["median_ms"]
-    case = {name: value for name, value in vars(arguments).items() if name != "json"}
-    report = json.dumps({"machine": machine(), "case": case, "results": results}, indent=2)
-    print(report)
-    if arguments.json:
-        arguments.json.write_text(report + "\n")
+    report(arguments, results)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ The limit is reading the logits once: ``share_of_read`` is the time of a plain s
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
-from pathlib import Path
 
 import torch
-from timing import interleaved, machine, summary
+from script import parsed, report
+from timing import interleaved, summary
 from torch import Tensor
 
 from lumos_engine import ops
@@ -32,12 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1792)
     parser.add_argument("--classes", type=int, default=64000)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser, 5, "float32")
 
     torch.manual_seed(0)
     shape = (1, arguments.rows, arguments.classes)
@@ -64,11 +58,7 @@ def main() -> None:
     with torch.inference_mode():
         results = summary(interleaved(contestants, arguments.rounds, warmup=1), "ours")
     results["ours"]["share_of_read"] = results["read"]["median_ms"] / results["ours"]["median_ms"]
-    case = {name: value for name, value in vars(arguments).items() if name != "json"}
-    report = json.dumps({"machine": machine(), "case": case, "results": results}, indent=2)
-    print(report)
-    if arguments.json:
-        arguments.json.write_text(report + "\n")
+    report(arguments, results)
 
 
 if __name__ == "__main__":
