@@ -29,11 +29,23 @@ def swiglu(
     return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
 
 
+def neighbours(tensors: list[Tensor], number: int) -> list[Tensor]:
+    """The same but for factors of up to 1.016, a random one for each element."""
+    return [
+        (t * (1 + torch.rand(t.shape, generator=torch.Generator().manual_seed(number)) / 64)).to(t.dtype)
+        for t in tensors
+    ]
+
+
 def assert_exact(tensors: list[Tensor]) -> None:
     with poison.poisoned_outputs():
         actual = swiglu(tensors)
     exact = swiglu(tensors, "reference", torch.float64)
     runs = [swiglu(tensors, order, tensors[0].dtype) for order in tolerances.ORDERS]
+    for number in range(64 if tensors[0].numel() < 64 else 0):  # few elements may all be exact by luck in eager torch
+        near = neighbours(tensors, number)
+        errors = zip(swiglu(near, 0, near[0].dtype), swiglu(near, "reference", torch.float64), strict=True)
+        runs.append(tuple(x + (eager - its_exact) for x, (eager, its_exact) in zip(exact, errors, strict=True)))
     for name, result, reference, *baselines in zip(NAMES, actual, exact, *runs, strict=True):
         tolerances.assert_within_bound(result, reference, baselines, name)
 
@@ -53,6 +65,7 @@ def operands(tokens: int = 60, width: int = 104, outs: int = 48, dtype: torch.dt
     scale=st.sampled_from([1.0, 20.0]),
 )
 @example(sizes=(1, 1, 1), dtype=torch.float32, seed=4, scale=20.0)  # e^-x was rounded at the size of x
+@example(sizes=(1, 1, 1), dtype=torch.float32, seed=49, scale=20.0)  # eager torch is exact here, and not nearby
 def test_swiglu_is_as_exact_as_promised(
     sizes: tuple[int, int, int], dtype: torch.dtype, seed: int, scale: float
 ) -> None:
