@@ -21,6 +21,7 @@ _HOME = {
     "Text": "layout",
     "TubePattern": "tubes",
     "Vocabulary": "layout",
+    "keep_freed_memory": "memory",
 }
 _MODULES = ("ops", "testing")
 
@@ -35,6 +36,7 @@ __all__ = [
     "TubePattern",
     "Vocabulary",
     "__version__",
+    "keep_freed_memory",
     "ops",
     "testing",
 ]
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from . import ops, testing
     from .kv_cache import PagedKVCache
     from .layout import Frame, SequenceLayout, Text, Vocabulary
+    from .memory import keep_freed_memory
     from .model import LumosConfig, LumosModel
     from .pipeline import LumosPipeline
     from .tubes import TubePattern

@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..memory import keep_freed_memory
+
 COMMANDS = {
     "generate": "text, image or clip to video or image",
     "train": "train a model from a YAML file: lumos train config.yaml [--section.option value ...]",
@@ -47,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"known commands: {', '.join(COMMANDS)}"
         print(f"lumos: unknown command {command!r}; {hint}", file=sys.stderr)
         return USAGE_ERROR
+    keep_freed_memory()
     try:
         return int(importlib.import_module(f".{command}", __package__).main(rest))
     except KeyboardInterrupt:
