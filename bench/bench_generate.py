@@ -27,7 +27,7 @@ from step_parts import parts
 from timing import interleaved, machine, summary
 from torch import Tensor
 
-from lumos_engine import LumosModel, Vocabulary
+from lumos_engine import LumosModel, Vocabulary, keep_freed_memory
 from lumos_engine.diffusion import FrameGenerator, OfficialQuirks, PhiloxNoise, SamplingSettings
 from lumos_engine.model import LumosConfig
 
@@ -68,6 +68,7 @@ def make(name: str, dtype: torch.dtype, greedy: bool = False) -> Callable[[], Te
 
 
 def peak_mb(name: str, dtype: torch.dtype) -> float:
+    keep_freed_memory()
     before = resident_mb()
     make(name, dtype)()
     return resident_peak_mb() - before

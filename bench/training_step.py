@@ -28,7 +28,7 @@ from step_parts import parts
 from timing import interleaved, machine, summary
 from torch import Tensor
 
-from lumos_engine import Frame, LumosModel, SequenceLayout, Text, ops
+from lumos_engine import Frame, LumosModel, SequenceLayout, Text, keep_freed_memory, ops
 from lumos_engine.model import LumosConfig
 
 VISUAL, TEXT_IDS = 65536, 8192
@@ -121,6 +121,7 @@ def build(name: str, arguments: argparse.Namespace) -> Step:
 
 
 def memory_mb(name: str, arguments: argparse.Namespace) -> float:
+    keep_freed_memory()
     before = resident_mb()
     step = build(name, arguments)
     for _ in range(2):

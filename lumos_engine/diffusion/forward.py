@@ -97,7 +97,7 @@ class CachedForward:
             return
         leaders = [members[0] for members in groups.values()]
         cache_step = self._cache.begin(canvas.layout.step(leaders, 0, [ends[sequence] for sequence in leaders]))
-        self._run(cache_step)
+        self._fill(cache_step)
         self._cache.commit(cache_step)
         for source, *targets in groups.values():
             self._cache.fork(source, targets)
@@ -120,18 +120,21 @@ class CachedForward:
             self._open = self._cache.begin(step)
         return self._open
 
-    def _run(self, cache_step: CacheStep) -> Tensor:
+    def _tokens(self, cache_step: CacheStep) -> Tensor:
         step = cache_step.step
         self.cached_tokens = step.begin
         self.query_tokens = tuple(end - begin for begin, end in zip(step.begin, step.end, strict=True))
-        return self._model.hidden_states(
-            self._canvas.tokens[step.slots_in_layout], step, cache=self._cache, cache_step=cache_step
-        )
+        return self._canvas.tokens[step.slots_in_layout]
+
+    def _fill(self, cache_step: CacheStep) -> None:
+        tokens = self._tokens(cache_step)
+        self._model.fill_cache(tokens, cache_step.step, cache=self._cache, cache_step=cache_step)
 
     def hidden(self, frame: int) -> Tensor:
         cache_step = self._begin(frame)
         step = cache_step.step
-        hidden = self._run(cache_step)
+        tokens = self._tokens(cache_step)
+        hidden = self._model.hidden_states(tokens, step, cache=self._cache, cache_step=cache_step)
         frame_begin = self._canvas.frame_begin(frame)
         shift = step.cu_seqlens[:-1].to(torch.int64) - torch.tensor(step.begin, device=hidden.device)
         rows = self._canvas.code_index(frame) + shift[:, None]
@@ -143,7 +146,7 @@ class CachedForward:
 
     def commit(self, frame: int) -> None:
         cache_step = self._begin(frame)
-        self._run(cache_step)
+        self._fill(cache_step)
         keep = None
         if self._dropped is not None:
             visible = torch.ones(self._canvas.layout.num_tokens, dtype=torch.bool, device=self._dropped.device)

@@ -73,18 +73,32 @@ class Attention(nn.Module):
         self.k_norm = QKNorm(config.model_parallel_size, config.head_dim)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        norms = (self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias)
-        if context.cached is None:
-            q, k = ops.qk_norm_mm_rope(q, k, *norms, context.positions, context.inv_freq, parity=context.parity)
-            out, _ = ops.block_attention(q, k, v, context.layout)
-        else:
+        if context.cached is not None:
             cache, cache_step = context.cached
-            q = cache.write_normed(
-                self.layer, q, k, v, norms, context.positions, context.inv_freq, cache_step, parity=context.parity
+            out = cache.attend(self.layer, self.write_keys(x, context), cache_step)
+        else:
+            q, k, v = self._heads(x)
+            q, k = ops.qk_norm_mm_rope(
+                q, k, *self._norms(), context.positions, context.inv_freq, parity=context.parity
             )
-            out = cache.attend(self.layer, q, cache_step)
+            out, _ = ops.block_attention(q, k, v, context.layout)
         return self.o_proj(out.flatten(1))
+
+    def write_keys(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Put keys and values of ``x`` into the cache of ``context``; return its queries [tokens, heads, head_dim]."""
+        assert context.cached is not None
+        cache, cache_step = context.cached
+        norms, positions = self._norms(), context.positions
+        return cache.write_normed(
+            self.layer, *self._heads(x), norms, positions, context.inv_freq, cache_step, parity=context.parity
+        )
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return q, k, v
+
+    def _norms(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias
 
 
 class MLP(nn.Module):
@@ -110,11 +124,19 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        attended = self.self_attn(self._attention_input(x), context)
         if self.swin_norm:
-            x = x + self.input_layernorm(self.self_attn(matmul_input(x), context))
+            x = x + self.input_layernorm(attended)
             return x + self.post_attention_layernorm(self.mlp(matmul_input(x)))
-        x = x + self.self_attn(matmul_input(self.input_layernorm(x)), context)
+        x = x + attended
         return x + self.mlp(matmul_input(self.post_attention_layernorm(x)))
+
+    def write_keys(self, x: Tensor, context: AttentionContext) -> None:
+        """The part of ``forward`` that later tokens see: keys and values, into the cache of ``context``."""
+        self.self_attn.write_keys(self._attention_input(x), context)
+
+    def _attention_input(self, x: Tensor) -> Tensor:
+        return matmul_input(x if self.swin_norm else self.input_layernorm(x))
 
 
 def matmul_input(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,9 +92,35 @@ class LumosModel(nn.Module):
             TypeError: tokens that are not int64.
             ValueError: tokens that do not fit the layout or the vocabulary; a cache without its step or the reverse.
         """
+        whole = None if isinstance(layout, LayoutStep) else layout
+        x, context = self._embed(tokens, layout, cache, cache_step)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        for block in self.model.layers:
+            x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
+        x = self.model.norm(x)
+        return x if whole is None else whole.restore(x)
+
+    def fill_cache(self, tokens: Tensor, step: LayoutStep, *, cache: PagedKVCache, cache_step: CacheStep) -> None:
+        """Write keys and values of ``tokens`` into the cache's open pages: all that later tokens need of these.
+
+        As :meth:`hidden_states` with a cache, in the same bits, without what the last layer does after its keys.
+        """
+        x, context = self._embed(tokens, step, cache, cache_step)
+        *others, last = self.model.layers
+        for block in others:
+            x = block(x, context)
+        cast(Block, last).write_keys(x, context)
+
+    def _embed(
+        self,
+        tokens: Tensor,
+        layout: SequenceLayout | LayoutStep,
+        cache: PagedKVCache | None,
+        cache_step: CacheStep | None,
+    ) -> tuple[Tensor, AttentionContext]:
+        """What goes into the first layer, and what all layers share."""
         self._check(tokens, layout, cache, cache_step)
         whole = None if isinstance(layout, LayoutStep) else layout
-        x = self.model.embed_tokens(tokens if whole is None else whole.reorder(tokens))
         self._inv_freq = self._inv_freq.to(tokens.device)
         if whole is not None:
             whole.schedule()  # built and kept here, so that a compiled block finds it and need not trace how it is made
@@ -105,11 +131,7 @@ class LumosModel(nn.Module):
             cached=None if cache is None or cache_step is None else (cache, cache_step),
             parity=self.parity,
         )
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for block in self.model.layers:
-            x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
-        x = self.model.norm(x)
-        return x if whole is None else whole.restore(x)
+        return self.model.embed_tokens(tokens if whole is None else whole.reorder(tokens)), context
 
     def logits(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
         """Project hidden states (any rows of them) to fp32 logits of the ``columns`` of the vocabulary, by default all."""

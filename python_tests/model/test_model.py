@@ -145,6 +145,23 @@ def test_cached_steps_equal_the_whole_forward(
         model.hidden_states(tokens[step.slots_in_layout], again, cache=cache, cache_step=cache.begin(step))
 
 
+def test_filling_the_cache_writes_the_keys_of_a_whole_run(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
+) -> None:
+    model, layout = random_model(BASE), SequenceLayout.from_tokens(video_tokens, vocabulary)
+    step = layout.step([0], [0], [layout.num_tokens])
+    caches = [PagedKVCache(layout, BASE.num_hidden_layers, BASE.num_key_value_heads, BASE.head_dim) for _ in range(2)]
+    for cache, run in zip(caches, (model.hidden_states, model.fill_cache), strict=True):
+        cache_step = cache.begin(step)
+        with torch.no_grad():
+            run(video_tokens, step, cache=cache, cache_step=cache_step)
+        cache.commit(cache_step)
+    for layer in range(BASE.num_hidden_layers):
+        whole, filled = (cache.read(layer, 0) for cache in caches)
+        for name, expected, actual in zip(("keys", "values"), whole, filled, strict=True):
+            tolerances.assert_bitwise_equal(actual, expected, f"{name} of layer {layer}")
+
+
 def test_tied_head_is_one_parameter() -> None:
     model = LumosModel(dataclasses.replace(BASE, tie_word_embeddings=True))
     assert model.lm_head.weight is model.model.embed_tokens.weight
