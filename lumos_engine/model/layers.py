@@ -78,9 +78,7 @@ class Attention(nn.Module):
             out = cache.attend(self.layer, self.write_keys(x, context), cache_step)
         else:
             q, k, v = self._heads(x)
-            q, k = ops.qk_norm_mm_rope(
-                q, k, *self._norms(), context.positions, context.inv_freq, parity=context.parity
-            )
+            q, k = ops.qk_norm_mm_rope(q, k, *self._norms(), context.positions, context.inv_freq, parity=context.parity)
             out, _ = ops.block_attention(q, k, v, context.layout)
         return self.o_proj(out.flatten(1))
 
