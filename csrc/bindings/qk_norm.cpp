@@ -92,7 +92,7 @@ lumos_qk_norm_backward_heads grads(const Tensor& x, const Tensor& grad_out, cons
           grad_bias.as<float>(), grad_out.strides[0], grad_out.strides[1]};
 }
 
-int64_t workspace_bytes(const lumos_qk_norm_params& params) {
+int64_t workspace_bytes([[maybe_unused]] const lumos_qk_norm_params& params) {
   int64_t num_bytes = 0;
 #ifdef LUMOS_WITH_CUDA
   if (params.device >= 0) raise_unless_ok(lumos_cuda_qk_norm_mm_rope_backward_workspace_bytes(&params, &num_bytes));
