@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lumos_engine import _C, keep_freed_memory
+from lumos_engine import _C
 
 __all__ = ["interleaved", "machine", "repeated", "summary"]
 
@@ -32,9 +32,7 @@ def interleaved(
     contestants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3
 ) -> dict[str, list[float]]:
     """Seconds of each contestant in each round; ``warmup`` rounds are not counted. Every round has an order of its own: what
-    one leaves in the caches and in freed memory serves each of the others equally often. Freed memory stays with the process,
-    as under ``lumos``, so that none pays for fresh pages."""
-    keep_freed_memory()
+    one leaves in the caches and in freed memory serves each of the others equally often."""
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     order = random.Random(0)

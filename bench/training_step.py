@@ -5,8 +5,8 @@
 
 64 tokens of text and 4 frames of 1024, 80 % masked (the same places in every frame), one sequence, no activation
 checkpointing. ``--weights bf16``: weights, gradients and AdamW's moments in bf16; ``fp32``: those in fp32 and bf16 by autocast.
-Memory is the peak (VmHWM) of a fresh process after two steps, minus its resident memory after imports. ``parts`` are seconds
-of one step by torch's profiler. The losses of all contestants on the same weights must agree.
+Freed memory stays with the process, as under ``lumos train``: none pays for fresh pages. Memory is the peak (VmHWM) of a fresh
+process after two steps, minus its resident memory after imports. ``parts`` are seconds of one step by torch's profiler. The losses of all contestants on the same weights must agree.
 """
 
 from __future__ import annotations
@@ -121,7 +121,6 @@ def build(name: str, arguments: argparse.Namespace) -> Step:
 
 
 def memory_mb(name: str, arguments: argparse.Namespace) -> float:
-    keep_freed_memory()
     before = resident_mb()
     step = build(name, arguments)
     for _ in range(2):
@@ -146,6 +145,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here as well")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     if arguments.memory_of:
         print(memory_mb(arguments.memory_of, arguments))
         return
