@@ -78,7 +78,7 @@ def test_an_isolated_build_imports_without_torch(python: str, tmp_path: Path) ->
     ignored = shutil.ignore_patterns("build", ".*", "out", "runs", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
     one_gpu = "cmake.define.CMAKE_CUDA_ARCHITECTURES=80"  # what a wheel holds for others takes four times as long
-    install = [fresh, "-m", "pip", "install", "--quiet", "--no-deps", "-C", one_gpu, str(source)]
+    install = [fresh, "-m", "pip", "install", "--quiet", "--no-deps", "--config-settings", one_gpu, str(source)]
     done = subprocess.run(install, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     done = subprocess.run([fresh, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False, cwd=tmp_path)
