@@ -12,6 +12,8 @@ from lumos_engine import ops
 from lumos_engine.ops import _registry as registry
 from lumos_engine.testing import eager, poison, strategies, tolerances
 
+from .nearby import runs_nearby
+
 NAMES = ("out", "dx", "dweight")
 
 
@@ -32,8 +34,13 @@ def with_gradients(
 def assert_exact(x: Tensor, weight: Tensor) -> None:
     with poison.poisoned_outputs():
         actual = with_gradients(x, weight)
-    exact = with_gradients(x, weight, "reference", torch.float64)
-    runs = [with_gradients(x, weight, order, x.dtype) for order in tolerances.ORDERS]
+
+    def wide(inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        return with_gradients(*inputs, "reference", torch.float64)
+
+    exact = wide([x, weight])
+    runs = [with_gradients(x, weight, order) for order in tolerances.ORDERS]
+    runs.extend(runs_nearby([x, weight], exact, lambda near: with_gradients(*near, 0), wide))
     for name, result, reference, *baselines in zip(NAMES, actual, exact, *runs, strict=True):
         tolerances.assert_within_bound(result, reference, baselines, name)
 

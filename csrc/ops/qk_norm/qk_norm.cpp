@@ -48,9 +48,10 @@ void run_forward(const lumos_qk_norm_params& p) {
 
 // Tokens that share a partial sum of the weights' gradients: fixed, so that the sums do not depend on the threads.
 constexpr int64_t kBlockTokens = 64;
+constexpr int64_t kGroupHeads = 8;  // that share a partial sum in fp32, unless a token has more
 
 // Column by column the sum of `sums` [blocks, width], in the order of the blocks.
-void add_blocks(const std::vector<float>& sums, int64_t width, int64_t offset, int64_t count, float* out) {
+void add_blocks(const std::vector<double>& sums, int64_t width, int64_t offset, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) {
     double total = 0.0;
     for (size_t at = offset + i; at < sums.size(); at += width) total += sums[at];
@@ -86,7 +87,9 @@ extern "C" lumos_status lumos_cpu_qk_norm_mm_rope_backward(const lumos_qk_norm_b
     const int64_t q_size = p.q.num_rows * p.head_dim, k_size = p.k.num_rows * p.head_dim;
     const int64_t width = 2 * (q_size + k_size);
     const int64_t num_blocks = (p.num_tokens + lumos::kBlockTokens - 1) / lumos::kBlockTokens;
-    std::vector<float> sums(num_blocks * width);
+    std::vector<double> sums(num_blocks * width);
+    const int64_t row_heads = std::max(p.q.num_heads / p.q.num_rows, p.k.num_heads / p.k.num_rows);
+    const int64_t group_tokens = std::max<int64_t>(1, lumos::kGroupHeads / std::max<int64_t>(1, row_heads));
     auto* kernel = LUMOS_SELECT_KERNEL(qk_norm_backward_tokens);
     lumos::parallel_for(num_blocks, p.num_threads, [&](int64_t block) {
       const int64_t begin = block * lumos::kBlockTokens, end = std::min(begin + lumos::kBlockTokens, p.num_tokens);
@@ -94,7 +97,7 @@ extern "C" lumos_status lumos_cpu_qk_norm_mm_rope_backward(const lumos_qk_norm_b
       const auto add = [&](int64_t first, int64_t last, float* to) {
         kernel(*params, first, last, to, scratch + width);
       };
-      lumos::add_in_groups(begin, end, width, sums.data() + block * width, scratch, add);
+      lumos::add_in_groups(begin, end, group_tokens, width, sums.data() + block * width, scratch, add);
     });
     lumos::add_blocks(sums, width, 0, q_size, params->q.grad_weight);
     lumos::add_blocks(sums, width, q_size, q_size, params->q.grad_bias);

@@ -20,6 +20,7 @@ void check(const lumos_rms_norm_params& p) {
 
 // Rows that share a partial sum of the weight's gradient: fixed, so that the sums do not depend on the threads.
 constexpr int64_t kBlockRows = 64;
+constexpr int64_t kGroupRows = 8;  // that share a partial sum in fp32
 
 }  // namespace
 }  // namespace lumos
@@ -43,13 +44,13 @@ extern "C" lumos_status lumos_cpu_rms_norm_backward(const lumos_rms_norm_backwar
     const auto& p = params->forward;
     lumos::check(p);
     const int64_t num_blocks = (p.num_rows + lumos::kBlockRows - 1) / lumos::kBlockRows;
-    std::vector<float> sums(num_blocks * p.width);
+    std::vector<double> sums(num_blocks * p.width);
     auto* kernel = LUMOS_SELECT_KERNEL(rms_norm_backward_rows);
     lumos::parallel_for(num_blocks, p.num_threads, [&](int64_t block) {
       const int64_t begin = block * lumos::kBlockRows, end = std::min(begin + lumos::kBlockRows, p.num_rows);
       auto* scratch = static_cast<float*>(lumos::thread_scratch(p.width * sizeof(float)));
       const auto add = [&](int64_t first, int64_t last, float* to) { kernel(*params, first, last, to); };
-      lumos::add_in_groups(begin, end, p.width, sums.data() + block * p.width, scratch, add);
+      lumos::add_in_groups(begin, end, lumos::kGroupRows, p.width, sums.data() + block * p.width, scratch, add);
     });
     std::vector<double> totals(p.width);
     for (int64_t block = 0; block < num_blocks; ++block) {
