@@ -96,9 +96,11 @@ class TokenCanvas:
         """Indices of the frame's content in its sequence, row ends included, int64 [sequences, content_tokens]."""
         return self._texts + frame * self._frame.num_tokens + self._content
 
-    def code_index(self, frame: int) -> Tensor:
-        """Indices of the frame's visual codes in its sequence, in raster order, int64 [sequences, codes_per_frame]."""
-        return self.content_index(frame)[:, ~self.newline]
+    def code_index(self, frame: int, codes: Tensor | None = None) -> Tensor:
+        """Indices of the frame's visual codes in its sequence, int64 [sequences, n]: of all in raster order, or of those at
+        the places ``codes`` int64 [samples, n] there."""
+        index = self.content_index(frame)[:, ~self.newline]
+        return index if codes is None else index.gather(1, codes.repeat(self.num_sequences // self.num_samples, 1))
 
     def content_slots(self, frame: int) -> Tensor:
         """Packed slots of the frame's content, row ends included, int64 [sequences, content_tokens]."""

@@ -20,8 +20,12 @@ class FrameForward(Protocol):
     query_tokens: tuple[int, ...]
     cached_tokens: tuple[int, ...]
 
-    def hidden(self, frame: int) -> Tensor:
-        """Final hidden states [sequences, codes, width] of the frame's codes, as the canvas stands."""
+    def hidden(self, frame: int, codes: Tensor | None = None) -> Tensor:
+        """Final hidden states [sequences, n, width] of chosen codes of the frame, as the canvas stands.
+
+        Args:
+            codes: their places in raster order, int64 [samples, n]; all by default.
+        """
 
     def commit(self, frame: int) -> None:
         """Take the frame, as the canvas stands, into the history of later frames."""
@@ -130,19 +134,19 @@ class CachedForward:
         tokens = self._tokens(cache_step)
         self._model.fill_cache(tokens, cache_step.step, cache=self._cache, cache_step=cache_step)
 
-    def hidden(self, frame: int) -> Tensor:
+    def hidden(self, frame: int, codes: Tensor | None = None) -> Tensor:
         cache_step = self._begin(frame)
         step = cache_step.step
         tokens = self._tokens(cache_step)
-        hidden = self._model.hidden_states(tokens, step, cache=self._cache, cache_step=cache_step)
+        shift = step.cu_seqlens[:-1].to(torch.int64) - torch.tensor(step.begin, device=tokens.device)
+        rows = self._canvas.code_index(frame, codes) + shift[:, None]
+        hidden = self._model.hidden_states(tokens, step, rows=rows.flatten(), cache=self._cache, cache_step=cache_step)
         frame_begin = self._canvas.frame_begin(frame)
-        shift = step.cu_seqlens[:-1].to(torch.int64) - torch.tensor(step.begin, device=hidden.device)
-        rows = self._canvas.code_index(frame) + shift[:, None]
         if list(step.begin) != frame_begin:
             self._cache.commit(cache_step, end=frame_begin)
             self._open = None
             self._evict()
-        return hidden[rows]
+        return hidden.unflatten(0, rows.shape)
 
     def commit(self, frame: int) -> None:
         cache_step = self._begin(frame)
@@ -168,7 +172,7 @@ class RecomputedForward:
         self.query_tokens: tuple[int, ...] = ()
         self.cached_tokens = (0,) * canvas.num_sequences
 
-    def hidden(self, frame: int) -> Tensor:
+    def hidden(self, frame: int, codes: Tensor | None = None) -> Tensor:
         canvas = self._canvas
         self.query_tokens = tuple(canvas.frame_begin(frame + 1))
         layout = canvas.layout_of(frame + 1).to(canvas.tokens.device)
@@ -179,9 +183,9 @@ class RecomputedForward:
             for earlier in range(self._clean_frames, frame):
                 hidden[canvas.content_slots(earlier)[:, self._dropped]] = True
             layout = layout.with_hidden(hidden[running])
-        states = self._model.hidden_states(canvas.tokens[running], layout)
-        rows = canvas.code_index(frame) + layout.cu_seqlens[:-1].to(torch.int64)[:, None]
-        return states[rows]
+        rows = canvas.code_index(frame, codes) + layout.cu_seqlens[:-1].to(torch.int64)[:, None]
+        states = self._model.hidden_states(canvas.tokens[running], layout, rows=rows.flatten())
+        return states.unflatten(0, rows.shape)
 
     def commit(self, frame: int) -> None:
         """Nothing to do: the next call reads the canvas."""

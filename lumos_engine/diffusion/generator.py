@@ -237,7 +237,7 @@ class FrameGenerator:
             temperature = temperatures.at(step, first_generated=first_generated)
             unknown = masked
             sampled, confidence, masked = self._unmask(
-                forward.hidden(frame), ids, unknown, frame, step, counts[step], temperature, noise
+                forward, ids, unknown, frame, step, counts[step], temperature, noise
             )
             if last:
                 masked = torch.zeros_like(masked)
@@ -266,7 +266,7 @@ class FrameGenerator:
 
     def _unmask(
         self,
-        hidden: Tensor,
+        forward: FrameForward,
         ids: Tensor,
         unknown: Tensor,
         frame: int,
@@ -278,7 +278,7 @@ class FrameGenerator:
         """Sample the unknown codes and choose which stay masked: ids, confidence and masked, each [samples, codes]."""
         settings, vocabulary = self.settings, self.vocabulary
         samples, codes = ids.shape
-        # Project unknown rows only. Ties can leave samples with different numbers of them: known rows fill up.
+        # Unknown rows only. Ties can leave samples with different numbers of them: known rows fill up.
         rows = torch.argsort(~unknown, dim=1, stable=True)[:, : int(unknown.sum(1).max())]
         known = ~unknown.gather(1, rows)
         replayed = noise.sampled_ids(frame, step, codes)
@@ -287,7 +287,8 @@ class FrameGenerator:
             random["sampled_ids"] = replayed.to(rows.device).gather(1, rows) - vocabulary.visual_begin
         elif settings.sampling_temperature > 0:
             random["uniforms"] = noise.uniforms(frame, step, codes).to(rows.device).gather(1, rows)
-        sampled, confidence = self._sample(hidden.unflatten(0, (-1, samples)), rows, known, random)
+        hidden = forward.hidden(frame, rows).unflatten(0, (-1, samples))
+        sampled, confidence = self._sample(hidden, known, random)
         gumbel = noise.gumbel(frame, step, codes).to(rows.device).gather(1, rows) if temperature > 0 else None
         masked = ops.remask(confidence, known, num_masked=num_masked, temperature=temperature, gumbel=gumbel)
         new_ids = torch.where(known, ids.gather(1, rows), sampled + vocabulary.visual_begin)
@@ -297,18 +298,17 @@ class FrameGenerator:
             torch.zeros_like(unknown).scatter(1, rows, masked),
         )
 
-    def _sample(self, hidden: Tensor, rows: Tensor, known: Tensor, random: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Codes and their probabilities for the chosen rows of hidden [branches, samples, codes, width]: each [samples,
-        rows]. Logits exist for as many rows at a time as LOGITS_BYTES hold."""
+    def _sample(self, hidden: Tensor, known: Tensor, random: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Codes and their probabilities from hidden [branches, samples, rows, width]: each [samples, rows]. Logits exist
+        for as many rows at a time as LOGITS_BYTES hold."""
         settings, vocabulary = self.settings, self.vocabulary
-        branches, samples, _, width = hidden.shape
+        branches, samples, rows, _ = hidden.shape
         visual = slice(vocabulary.visual_begin, vocabulary.visual_end)
         portion = max(1, LOGITS_BYTES // (4 * branches * samples * vocabulary.visual_size))
         parts = []
-        for begin in range(0, rows.shape[1], portion):
+        for begin in range(0, rows, portion):
             part = slice(begin, begin + portion)
-            picked = hidden.gather(2, rows[None, :, part, None].expand(branches, -1, -1, width))
-            logits = self.model.logits(picked, visual)
+            logits = self.model.logits(hidden[:, :, part], visual)
             parts.append(
                 ops.sample_codes(
                     logits[0],

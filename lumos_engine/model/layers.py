@@ -72,7 +72,7 @@ class Attention(nn.Module):
         self.q_norm = QKNorm(config.model_parallel_size, config.head_dim)
         self.k_norm = QKNorm(config.model_parallel_size, config.head_dim)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext, rows: Tensor | None = None) -> Tensor:
         if context.cached is not None:
             cache, cache_step = context.cached
             out = cache.attend(self.layer, self.write_keys(x, context), cache_step)
@@ -80,7 +80,7 @@ class Attention(nn.Module):
             q, k, v = self._heads(x)
             q, k = ops.qk_norm_mm_rope(q, k, *self._norms(), context.positions, context.inv_freq, parity=context.parity)
             out, _ = ops.block_attention(q, k, v, context.layout)
-        return self.o_proj(out.flatten(1))
+        return self.o_proj(chosen(out.flatten(1), rows))
 
     def write_keys(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Put keys and values of ``x`` into the cache of ``context``; return its queries [tokens, heads, head_dim]."""
@@ -121,8 +121,10 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        attended = self.self_attn(self._attention_input(x), context)
+    def forward(self, x: Tensor, context: AttentionContext, rows: Tensor | None = None) -> Tensor:
+        """``rows`` int64 [n]: return these alone, all by default."""
+        attended = self.self_attn(self._attention_input(x), context, rows)
+        x = chosen(x, rows)
         if self.swin_norm:
             x = x + self.input_layernorm(attended)
             return x + self.post_attention_layernorm(self.mlp(matmul_input(x)))
@@ -135,6 +137,10 @@ class Block(nn.Module):
 
     def _attention_input(self, x: Tensor) -> Tensor:
         return matmul_input(x if self.swin_norm else self.input_layernorm(x))
+
+
+def chosen(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
 
 
 def matmul_input(x: Tensor) -> Tensor:

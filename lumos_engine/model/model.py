@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -79,11 +80,13 @@ class LumosModel(nn.Module):
         tokens: Tensor,
         layout: SequenceLayout | LayoutStep,
         *,
+        rows: Tensor | None = None,
         cache: PagedKVCache | None = None,
         cache_step: CacheStep | None = None,
     ) -> Tensor:
         """Output of the final norm, [tokens, hidden_size], in the order of ``tokens``, which is the original one of a layout
-        made by ``with_tube``.
+        made by ``with_tube``; or with ``rows`` int64 [n] only that of these tokens, [n, hidden_size], for which alone the last
+        layer goes on behind its attention.
 
         With a cache, ``layout`` is the step that ``cache_step = cache.begin(step)`` was made from: keys and values of its
         tokens are written into the cache's open pages, and its queries attend to the cache.
@@ -95,10 +98,14 @@ class LumosModel(nn.Module):
         whole = None if isinstance(layout, LayoutStep) else layout
         x, context = self._embed(tokens, layout, cache, cache_step)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for block in self.model.layers:
-            x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)
+        wanted = [None] * (len(self.model.layers) - 1) + [rows]
+        if rows is not None and whole is not None and whole.inverse_permutation is not None:
+            wanted[-1] = whole.inverse_permutation[rows]
+        for block, its_rows in zip(self.model.layers, wanted, strict=True):
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            x = run(x, context, its_rows)
         x = self.model.norm(x)
-        return x if whole is None else whole.restore(x)
+        return x if whole is None or rows is not None else whole.restore(x)
 
     def fill_cache(self, tokens: Tensor, step: LayoutStep, *, cache: PagedKVCache, cache_step: CacheStep) -> None:
         """Write keys and values of ``tokens`` into the cache's open pages: all that later tokens need of these.

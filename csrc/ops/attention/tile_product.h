@@ -14,7 +14,7 @@ namespace lumos::LUMOS_ISA {
 constexpr int kTileTokens = LUMOS_TILE_TOKENS;
 constexpr int kRows = 6;  // rows of a block: kRows * kColumns sums, kColumns operands and a broadcast fit the registers
 constexpr int kColumns = kLanes == 16 ? 4 : 2;
-constexpr int kChain = kLanes == 16 ? 64 : 32;  // shorter chains round less, longer ones are faster
+constexpr int kChain = 32;  // shorter chains round less, longer ones are hardly faster
 
 LUMOS_INLINE int chain_end(int first, int head_dim) { return first + kChain < head_dim ? first + kChain : head_dim; }
 
