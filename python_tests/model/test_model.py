@@ -43,6 +43,23 @@ def test_logits_of_chosen_rows_and_columns(
         torch.testing.assert_close(part, model(video_tokens, layout)[5:9, 192:320], **tolerances.REORDERED)
 
 
+@pytest.mark.parametrize("tube", [False, True])
+@pytest.mark.parametrize("swin_norm", [False, True])
+def test_chosen_rows_are_those_of_the_whole(
+    random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor, swin_norm: bool, tube: bool
+) -> None:
+    model = random_model(dataclasses.replace(BASE, swin_norm=swin_norm))
+    layout = SequenceLayout.from_tokens(video_tokens, vocabulary)
+    if tube:
+        layout = layout.with_tube(TubePattern.sample(2, 36, generator=torch.Generator().manual_seed(0)))
+    rows = torch.tensor([60, 3, 3, 41])
+    whole = model.hidden_states(video_tokens, layout)
+    for model.gradient_checkpointing in (False, True):
+        chosen = model.hidden_states(video_tokens, layout, rows=rows)
+        torch.testing.assert_close(chosen, whole[rows], **tolerances.REORDERED)
+    assert model.hidden_states(video_tokens, layout, rows=rows[:0]).shape == (0, BASE.hidden_size)
+
+
 def test_tokens_and_logits_keep_their_order_under_a_tube(
     random_model: RandomModel, vocabulary: Vocabulary, video_tokens: Tensor
 ) -> None:
