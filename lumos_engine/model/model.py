@@ -92,9 +92,12 @@ class LumosModel(nn.Module):
         tokens are written into the cache's open pages, and its queries attend to the cache.
 
         Raises:
-            TypeError: tokens that are not int64.
-            ValueError: tokens that do not fit the layout or the vocabulary; a cache without its step or the reverse.
+            TypeError: tokens or rows that are not int64.
+            ValueError: tokens that do not fit the layout or the vocabulary; a cache without its step or the reverse; rows
+                that are not a vector or, unless on a GPU, lie outside the tokens.
         """
+        if rows is not None:
+            _check_rows(rows, layout.num_tokens)
         whole = None if isinstance(layout, LayoutStep) else layout
         x, context = self._embed(tokens, layout, cache, cache_step)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
@@ -213,6 +216,17 @@ class LumosModel(nn.Module):
             if low < 0 or high >= self.config.vocab_size:
                 wrong = low if low < 0 else high
                 raise ValueError(f"tokens must lie in 0..{self.config.vocab_size - 1}, got {wrong}")
+
+
+def _check_rows(rows: Tensor, num_tokens: int) -> None:
+    if rows.dtype != torch.int64:
+        raise TypeError(f"rows must be int64, got {rows.dtype}")
+    if rows.dim() != 1:
+        raise ValueError(f"rows must have shape [n], got {list(rows.shape)}")
+    if rows.device.type == "cpu" and rows.numel():  # elsewhere the check would wait for the device
+        low, high = (int(bound) for bound in torch.aminmax(rows))
+        if low < 0 or high >= num_tokens:
+            raise ValueError(f"rows must lie in 0..{num_tokens - 1}, got {low if low < 0 else high}")
 
 
 def meta_model(config: LumosConfig) -> LumosModel:

@@ -196,3 +196,20 @@ def test_bad_tokens_are_refused(vocabulary: Vocabulary, video_tokens: Tensor) ->
         tokens[4] = wrong
         with pytest.raises(ValueError, match=rf"0\.\.319, got {wrong}"):
             model(tokens, layout)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "text"),
+    [
+        (torch.tensor([0], dtype=torch.int32), TypeError, r"rows must be int64, got torch\.int32"),
+        (torch.tensor([[0]]), ValueError, r"rows must have shape \[n\], got \[1, 1\]"),
+        (torch.tensor([0, -1]), ValueError, r"rows must lie in 0\.\.\d+, got -1"),
+        (torch.tensor([0, 10**6]), ValueError, r"rows must lie in 0\.\.\d+, got 1000000"),
+    ],
+)
+def test_bad_rows_are_refused(
+    vocabulary: Vocabulary, video_tokens: Tensor, rows: Tensor, error: type[Exception], text: str
+) -> None:
+    layout = SequenceLayout.from_tokens(video_tokens, vocabulary)
+    with pytest.raises(error, match=text):
+        LumosModel(BASE).hidden_states(video_tokens, layout, rows=rows)
