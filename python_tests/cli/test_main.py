@@ -31,6 +31,14 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'generate'?" in capsys.readouterr().err
 
 
+def test_every_command_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr("lumos_engine.cli.doctor.main", lambda argv: calls.append("ran") or 0)
+    assert cli.main(["doctor"]) == 0
+    assert calls == ["kept", "ran"]
+
+
 def test_commands_have_a_module_with_main() -> None:
     for command in cli.COMMANDS:
         module = __import__(f"lumos_engine.cli.{command}", fromlist=["main"])
