@@ -33,6 +33,7 @@ GOLDEN = {
 
 SAMPLING = {
     "score": 2e-5,  # log of the confidence, the latter at least 1e-20
+    "gap": 1e-4,  # of scores that keep their order in fp32
     "threshold": 1e-6,  # cumulative probability at which a uniform picks a code
 }
 """Absolute tolerances of ``sample_codes`` against the fp64 softmax of the fp32 logits."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lumos_engine import Frame, PagedKVCache, SequenceLayout, Text, ops
 from lumos_engine.kv_cache import CacheFull, CacheStep, PagePool
+from lumos_engine.testing import tolerances
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 4, 2, 32, 2
 PREFIX_AND_FRAMES = [Text(5), Frame(2, 3, newlines=True, header=3, footer=1), Frame(4, 20), Text(2)]
@@ -106,7 +107,7 @@ def test_any_course_of_steps_equals_recomputation(
                 if backend == "cpu":
                     assert torch.equal(output, whole[step.slots_in_layout])
                 else:
-                    torch.testing.assert_close(output, whole[step.slots_in_layout], rtol=1e-5, atol=1e-6)
+                    torch.testing.assert_close(output, whole[step.slots_in_layout], **tolerances.CLOSED_FORM)
             stops = [random.choice([b, *(c for c in cuts(layout, s) if b < c <= e)])
                      for s, b, e in zip(sequences, begins, ends, strict=True)]  # fmt: skip
             cache.commit(cache_step, end=stops if random.random() < 0.3 else None)
@@ -151,7 +152,7 @@ def test_dropped_tokens_are_not_seen_and_their_pages_are_free(sorted_first: bool
         cache.commit(cache_step, keep=~hidden[begin:end])
         check_pages(cache)
     expected = ops.block_attention(q, k, v, plain.with_hidden(hidden))[0]
-    torch.testing.assert_close(output, expected[85:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, expected[85:], **tolerances.REORDERED)
     assert torch.equal(cache.read(0, 0)[0], k[~hidden])
     assert cache.memory()["pages_used"] == 2 + 3 + 2
 

@@ -171,7 +171,9 @@ def test_what_is_not_finite_stays_with_the_tokens_that_see_it(
     assert_same([x[~sees] for x in dirty], [x[~sees] for x in clean])
     seen = dirty[0][sees]
     tolerances.assert_bitwise_equal(seen[..., :channel], clean[0][sees][..., :channel])
-    torch.testing.assert_close(seen[..., channel], torch.full_like(seen[..., channel], value), equal_nan=True)
+    torch.testing.assert_close(
+        seen[..., channel], torch.full_like(seen[..., channel], value), rtol=0, atol=0, equal_nan=True
+    )
     v[token] = 1.0
     k[token] = float("nan")
     dirty = attend(q, k, v, layout)

@@ -295,7 +295,7 @@ def test_chunks_of_the_reference_bound_the_logits(monkeypatch: pytest.MonkeyPatc
 def test_logits_that_fit_are_kept() -> None:
     case = example()
     kept = torch.ops.lumos._masked_linear_cross_entropy(*case, 9 * 30)[3]
-    torch.testing.assert_close(kept, case[0][case[3]] @ case[1].T)
+    torch.testing.assert_close(kept, case[0][case[3]] @ case[1].T, **tolerances.REORDERED)
     assert torch.ops.lumos._masked_linear_cross_entropy(*case, 9 * 30 - 1)[3].numel() == 0
 
 
