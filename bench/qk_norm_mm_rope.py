@@ -10,15 +10,14 @@ the CUDA kernels on a GPU.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch._functorch.config
-from timing import interleaved, machine, repeated, summary
+from script import parsed, report
+from timing import interleaved, repeated, summary
 from torch import Tensor
 
 from lumos_engine import ops
@@ -52,14 +51,9 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=16)
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=1, help="calls in a round; on a GPU 50, say")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the results here as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser, 20)
     torch._functorch.config.donated_buffer = False  # else a compiled backward cannot run twice
 
     torch.manual_seed(0)
@@ -105,12 +99,7 @@ def main() -> None:
             results[part] = with_share(
                 summary(interleaved(timed, arguments.rounds), "ours"), "ours", traffic, 2 * one_pass
             )
-    case = {name: value for name, value in vars(arguments).items() if name != "json"}
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    report = json.dumps({"machine": {**machine(), "gpu": gpu}, "case": case, "results": results}, indent=2)
-    print(report)
-    if arguments.json:
-        arguments.json.write_text(report + "\n")
+    report(arguments, results, gpu=torch.cuda.get_device_name() if device == "cuda" else None)
 
 
 if __name__ == "__main__":
